@@ -1,0 +1,43 @@
+//! The HTTP face of the cluster: discovery, REST, watch, authentication, authorization, admission.
+//!
+//! A request goes authenticate → parse → authorize → decode → default → admit → validate →
+//! propose. What comes out are the store's own bytes wherever they fit. The server keeps no state
+//! of its own: what it knows stands in the store, in the files of the PKI, or is counted in
+//! metrics.
+
+mod admission;
+pub mod authn;
+pub mod authz;
+pub mod body;
+mod bootstrap;
+mod codec;
+mod companions;
+pub mod config;
+mod connection;
+mod context;
+mod discovery;
+mod expiry;
+mod gzip;
+mod health;
+mod ids;
+mod join;
+mod local;
+mod metrics;
+mod negotiate;
+mod openapi;
+pub mod pki;
+mod proxy;
+mod query;
+mod request_info;
+mod response;
+mod rest;
+mod review;
+mod server;
+mod storage;
+mod tls;
+
+pub use authn::Identity;
+pub use companions::Companions;
+pub use config::ApiServerConfig;
+pub use local::LocalService;
+pub use server::{ApiServer, StartError};

@@ -1,0 +1,484 @@
+//! The server: opened, served, shut down.
+//!
+//! States: starting (the store and the PKI are open, the objects that every cluster has are being
+//! made), ready, stopping (not ready, watches end, requests in flight finish), stopped.
+
+use crate::authn::{Identity, unauthorized};
+use crate::authz::{self, Attributes};
+use crate::body::{Body, RequestBody};
+use crate::companions::Companions;
+use crate::config::ApiServerConfig;
+use crate::context::Cx;
+use crate::discovery::Discovery;
+use crate::health::Check;
+use crate::metrics::{Flight, FlightLabels, KindLabels, LatencyLabels, Metrics, RequestLabels};
+use crate::negotiate::{self, PLAIN};
+use crate::openapi::OpenApi;
+use crate::pki::{Pki, PkiError};
+use crate::query::Query;
+use crate::request_info::{self, RequestInfo};
+use crate::storage::Storage;
+use crate::{LocalService, bootstrap, connection, expiry, gzip, ids, join, response, rest, tls};
+use futures::FutureExt;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use jiff::Timestamp;
+use rkube_api::registry::Registry;
+use rkube_api::schema::Schema;
+use rkube_api::{ApiError, Reason};
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+/// What the version endpoint says.
+pub const GIT_VERSION: &str = concat!("v1.36.0+rkube.", env!("CARGO_PKG_VERSION"));
+
+/// Why an API server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Keys or certificates.
+    #[error("opening the cluster's keys and certificates")]
+    Pki(#[from] PkiError),
+    /// The store.
+    #[error("opening the store")]
+    Store(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// An object that every cluster has could not be made.
+    #[error("making the cluster's first objects: {0}")]
+    Bootstrap(ApiError),
+    /// The address to listen on.
+    #[error("listening on {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// An API server and the store behind it.
+pub struct ApiServer {
+    config: ApiServerConfig,
+    /// The keys and certificates.
+    pub(crate) pki: Pki,
+    /// TLS towards kubelets.
+    pub(crate) kubelet_tls: Arc<rustls::ClientConfig>,
+    tls: Arc<rustls::ServerConfig>,
+    /// The store.
+    pub(crate) storage: Storage,
+    /// The kinds.
+    pub(crate) registry: &'static Registry,
+    /// The types.
+    pub(crate) schema: &'static Schema,
+    /// What is counted.
+    pub(crate) metrics: Metrics,
+    /// Components of the same process.
+    companions: Companions,
+    /// Cancelled when watches must end.
+    pub(crate) stopping: CancellationToken,
+    discovery: Discovery,
+    /// The OpenAPI documents.
+    pub(crate) openapi: OpenApi,
+    ready: AtomicBool,
+    tasks: TaskTracker,
+}
+
+impl ApiServer {
+    /// Opens the store and the PKI and makes the objects that every cluster has. The server
+    /// answers [`ApiServer::local`] from here on; [`ApiServer::serve`] opens it to the network.
+    ///
+    /// # Errors
+    /// What could not be opened or made.
+    pub async fn start(config: ApiServerConfig) -> Result<Arc<Self>, StartError> {
+        // The store's lock comes first: a second server must not touch the first one's files.
+        let storage = Storage::open(&config).await.map_err(StartError::Store)?;
+        let pki = Pki::open(&config, SystemTime::now())?;
+        let registry = rkube_api::registry::builtin();
+        let address = crate::pki::authority(config.advertise_address, config.secure_port);
+        let server = Arc::new(ApiServer {
+            kubelet_tls: tls::kubelet_client_config(&pki)?,
+            tls: tls::server_config(&pki)?,
+            pki,
+            storage,
+            registry,
+            schema: rkube_api::schema::builtin(),
+            metrics: Metrics::new(),
+            companions: Companions::default(),
+            stopping: CancellationToken::new(),
+            discovery: Discovery::new(registry, &address),
+            openapi: OpenApi::new(),
+            ready: AtomicBool::new(false),
+            tasks: TaskTracker::new(),
+            config,
+        });
+        bootstrap::make_first_objects(&server).await.map_err(StartError::Bootstrap)?;
+        server.ready.store(true, Ordering::SeqCst);
+        server.tasks.spawn(bootstrap::keep_namespaces_furnished(Arc::clone(&server)));
+        server.tasks.spawn(expiry::run(Arc::clone(&server)));
+        Ok(server)
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &ApiServerConfig {
+        &self.config
+    }
+
+    /// The CA's certificate, PEM.
+    pub fn ca_pem(&self) -> &str {
+        self.pki.ca_pem()
+    }
+
+    /// The keys and certificates of the cluster.
+    pub fn pki(&self) -> &Pki {
+        &self.pki
+    }
+
+    /// Where components of the same process show their metrics and faults.
+    pub fn companions(&self) -> &Companions {
+        &self.companions
+    }
+
+    /// A service in this process that acts as `identity`.
+    pub fn local(self: &Arc<Self>, identity: Identity) -> LocalService {
+        LocalService::new(Arc::clone(self), identity)
+    }
+
+    /// Whether the server takes requests.
+    pub fn ready(&self) -> bool {
+        self.ready.load(Ordering::SeqCst)
+    }
+
+    /// A listener on the configured address.
+    ///
+    /// # Errors
+    /// If the address is taken.
+    pub async fn listen(&self) -> Result<TcpListener, StartError> {
+        let address = SocketAddr::new(self.config.bind_address, self.config.secure_port);
+        TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })
+    }
+
+    /// Serves HTTPS until `shutdown`; then stops accepting, ends watches and waits for the
+    /// requests in flight, at most for the configured grace. The store stays open.
+    pub async fn serve(self: &Arc<Self>, listener: TcpListener, shutdown: CancellationToken) {
+        let stop = shutdown.clone();
+        let server = Arc::clone(self);
+        let watcher = tokio::spawn(async move {
+            stop.cancelled().await;
+            server.ready.store(false, Ordering::SeqCst);
+            server.stopping.cancel();
+        });
+        let grace = self.config.shutdown_grace;
+        connection::serve(Arc::clone(self), listener, Arc::clone(&self.tls), shutdown, grace).await;
+        watcher.abort();
+    }
+
+    /// Ends watches and background tasks and closes the store; everything acknowledged is on
+    /// disk.
+    pub async fn shutdown(&self) {
+        self.ready.store(false, Ordering::SeqCst);
+        self.stopping.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(self.config.shutdown_grace, self.tasks.wait()).await.is_err() {
+            tracing::warn!(tasks = self.tasks.len(), "background tasks did not end");
+        }
+        self.storage.shutdown().await;
+    }
+
+    /// Makes a join token: what `rkube token create` prints.
+    ///
+    /// # Errors
+    /// If it can't be stored.
+    pub async fn create_token(self: &Arc<Self>, life: Duration) -> Result<String, ApiError> {
+        join::create_token(self, life, "").await
+    }
+
+    /// Answers one request.
+    pub async fn handle(
+        self: &Arc<Self>,
+        identity: Identity,
+        request: Request<RequestBody>,
+    ) -> Response<Body> {
+        let started = Instant::now();
+        let audit_id = audit_id(&request);
+        let method = request.method().clone();
+        let query = Query::parse(request.uri().query().unwrap_or(""));
+        let parsed = request_info::parse(&method, request.uri().path(), &query);
+        let (info, mut response) = match parsed {
+            Ok(info) => {
+                let _flight = self.fly(&method, &info);
+                let span = tracing::debug_span!(
+                    "request",
+                    audit_id,
+                    verb = info.verb,
+                    resource = info.resource,
+                    namespace = info.namespace,
+                    name = info.name,
+                    revision = tracing::field::Empty,
+                );
+                let work = self.answer(&identity, info.clone(), query, request).instrument(span);
+                let response = AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|_| {
+                    tracing::error!(path = info.path, "a handler panicked");
+                    response::error(&ApiError::internal("a handler panicked"), PLAIN)
+                });
+                (info, response)
+            }
+            Err(error) => (RequestInfo::default(), response::error(&error, PLAIN)),
+        };
+        let headers = response.headers_mut();
+        headers
+            .entry(header::CACHE_CONTROL)
+            .or_insert(HeaderValue::from_static("no-cache, private"));
+        if let Ok(value) = HeaderValue::from_str(&audit_id) {
+            headers.insert("audit-id", value);
+        }
+        if method == Method::HEAD {
+            *response.body_mut() = Body::Empty;
+        }
+        self.account(&info, &identity, &audit_id, response.status(), started.elapsed());
+        response
+    }
+
+    fn fly(&self, method: &Method, info: &RequestInfo) -> Flight {
+        if info.is_long_running() {
+            let labels = KindLabels { group: info.group.clone(), resource: info.resource.clone() };
+            return Flight::start(self.metrics.long_running.get_or_create_owned(&labels));
+        }
+        let reads = matches!(*method, Method::GET | Method::HEAD);
+        let labels = FlightLabels { request_kind: if reads { "readOnly" } else { "mutating" } };
+        Flight::start(self.metrics.inflight.get_or_create_owned(&labels))
+    }
+
+    fn account(
+        &self,
+        info: &RequestInfo,
+        identity: &Identity,
+        audit_id: &str,
+        code: StatusCode,
+        took: Duration,
+    ) {
+        // Names from the outside must not make series without bound.
+        let known = !info.is_resource
+            || self.registry.resource(&info.group, &info.version, &info.resource).is_some();
+        let (group, version, resource, subresource) = match (info.is_resource, known) {
+            (true, true) => (&*info.group, &*info.version, &*info.resource, &*info.subresource),
+            _ => ("", "", "", ""),
+        };
+        let verb = metric_verb(info.verb);
+        self.metrics
+            .requests
+            .get_or_create(&RequestLabels {
+                verb: verb.clone(),
+                group: group.into(),
+                version: version.into(),
+                resource: resource.into(),
+                subresource: subresource.into(),
+                code: code.as_u16(),
+            })
+            .inc();
+        if !info.is_long_running() {
+            let labels = LatencyLabels { verb, group: group.into(), resource: resource.into() };
+            self.metrics.durations.get_or_create(&labels).observe(took.as_secs_f64());
+        }
+        tracing::debug!(
+            audit_id,
+            verb = info.verb,
+            path = info.path,
+            user = identity.user,
+            code = code.as_u16(),
+            micros = took.as_micros() as u64,
+            "request"
+        );
+    }
+
+    /// Authorizes and routes.
+    async fn answer(
+        self: &Arc<Self>,
+        identity: &Identity,
+        info: RequestInfo,
+        query: Query,
+        request: Request<RequestBody>,
+    ) -> Response<Body> {
+        if let Some(response) = self.answer_stranger(&info, &query, &request) {
+            return response;
+        }
+        if info.path == "/rkube/v1/join" {
+            return join::answer_join(self, request).await;
+        }
+        let plain_error = |error: &ApiError| response::error(error, PLAIN);
+        if !identity.is_authenticated() {
+            return plain_error(&unauthorized());
+        }
+        let selector = query.get("fieldSelector").unwrap_or("");
+        let asked = Attributes::of(&info, selector);
+        if let Err(why) = authz::authorize(identity, &asked, &self.storage.graph()) {
+            return plain_error(&authz::forbidden(identity, &asked, &why));
+        }
+        if !info.is_resource {
+            return self.answer_path(&info, &query, request).await;
+        }
+        let long = info.is_long_running();
+        let (parts, body) = request.into_parts();
+        let accepted = accepted_or_plain(&parts.headers);
+        let cx =
+            match Cx::new(info, identity.clone(), query, parts.headers.clone(), Timestamp::now()) {
+                Ok(cx) => cx,
+                Err(error) => return plain_error(&error),
+            };
+        let work = rest::dispatch(self, &cx, parts, body);
+        let result = if long {
+            work.await
+        } else {
+            match tokio::time::timeout(self.config.request_timeout, work).await {
+                Ok(result) => result,
+                Err(_) => Err(ApiError::new(
+                    Reason::Timeout,
+                    "Timeout: request did not complete within the allotted timeout",
+                )),
+            }
+        };
+        let mut response = result.unwrap_or_else(|error| response::error(&error, accepted));
+        response::add_warnings(&mut response, &cx.take_warnings());
+        gzip::compress(&mut response, cx.header(header::ACCEPT_ENCODING));
+        response
+    }
+
+    /// What everybody may ask.
+    fn answer_stranger(
+        &self,
+        info: &RequestInfo,
+        query: &Query,
+        request: &Request<RequestBody>,
+    ) -> Option<Response<Body>> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return None;
+        }
+        let path = info.path.as_str();
+        if let Some((root, only)) = health_path(path) {
+            let checks = self.checks(root);
+            return Some(crate::health::answer(root, only, query, &checks));
+        }
+        match path {
+            "/version" => Some(version()),
+            "/rkube/v1/ca" => Some(response::bytes(
+                StatusCode::OK,
+                "application/x-pem-file",
+                self.ca_pem().to_owned(),
+            )),
+            _ => None,
+        }
+    }
+
+    fn checks(&self, root: &str) -> Vec<Check> {
+        let mut checks = vec![
+            Check { name: "ping", fault: None },
+            Check { name: "store", fault: self.storage.fault() },
+        ];
+        if root == "readyz" {
+            let fault = |is: bool, why: &str| is.then(|| why.to_owned());
+            checks.push(Check {
+                name: "bootstrap",
+                fault: fault(!self.ready() && !self.stopping.is_cancelled(), "not finished"),
+            });
+            checks.push(Check {
+                name: "shutdown",
+                fault: fault(self.stopping.is_cancelled(), "stopping"),
+            });
+            checks.extend(self.companions.checks());
+        }
+        checks
+    }
+
+    async fn answer_path(
+        self: &Arc<Self>,
+        info: &RequestInfo,
+        query: &Query,
+        request: Request<RequestBody>,
+    ) -> Response<Body> {
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        match info.path.as_str() {
+            "/metrics" if reads => {
+                self.count_objects();
+                self.metrics.answer(&self.companions)
+            }
+            "/rkube/v1/tokens" if request.method() == Method::POST => {
+                join::answer_create_token(self, request).await
+            }
+            "/" if reads => response::json(
+                StatusCode::OK,
+                &serde_json::json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]}),
+            ),
+            path if reads && path.starts_with("/openapi/") => {
+                match self.openapi.answer(self, path, query, request.headers()) {
+                    Ok(response) => response,
+                    Err(error) => response::error(&error, PLAIN),
+                }
+            }
+            path if reads => match self.discovery.answer(path, request.headers()) {
+                Some(response) => response,
+                None if path.starts_with("/api/") || path == "/api" => {
+                    response::error(&ApiError::no_route(), PLAIN)
+                }
+                None => response::text(StatusCode::NOT_FOUND, "404 page not found\n"),
+            },
+            _ => response::error(&rest::method_not_allowed(), PLAIN),
+        }
+    }
+
+    fn count_objects(&self) {
+        for kind in self.registry.kinds.iter().filter(|k| k.stored_as.is_none()) {
+            let labels = KindLabels { group: kind.group.clone(), resource: kind.plural.clone() };
+            let count = self.storage.count(&kind.store_resource());
+            self.metrics.objects.get_or_create(&labels).set(count as i64);
+        }
+    }
+}
+
+/// A verb as upstream's metrics name it.
+fn metric_verb(verb: &str) -> String {
+    match verb {
+        "create" => "POST".into(),
+        "update" => "PUT".into(),
+        other => other.to_uppercase(),
+    }
+}
+
+fn accepted_or_plain(headers: &http::HeaderMap) -> negotiate::Accepted {
+    let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok());
+    negotiate::accepted(accept).unwrap_or(PLAIN)
+}
+
+fn audit_id(request: &Request<RequestBody>) -> String {
+    request
+        .headers()
+        .get("audit-id")
+        .and_then(|v| v.to_str().ok())
+        .filter(|v| !v.is_empty() && v.len() <= 64)
+        .map_or_else(ids::uuid, str::to_owned)
+}
+
+/// `readyz` and the check below it.
+fn health_path(path: &str) -> Option<(&'static str, Option<&str>)> {
+    ["healthz", "livez", "readyz"].iter().find_map(|root| {
+        let rest = path.strip_prefix('/')?.strip_prefix(root)?;
+        match rest.strip_prefix('/') {
+            Some(check) => Some((*root, Some(check))),
+            None => rest.is_empty().then_some((*root, None)),
+        }
+    })
+}
+
+fn version() -> Response<Body> {
+    response::json(
+        StatusCode::OK,
+        &serde_json::json!({
+            "major": "1", "minor": "36", "gitVersion": GIT_VERSION,
+            "gitCommit": "", "gitTreeState": "clean", "buildDate": "2026-01-01T00:00:00Z",
+            "goVersion": "none", "compiler": "rustc",
+            "platform": format!("linux/{}", match std::env::consts::ARCH { "x86_64" => "amd64", "aarch64" => "arm64", other => other }),
+        }),
+    )
+}

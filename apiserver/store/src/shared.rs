@@ -1,0 +1,64 @@
+//! What the store's handle and its threads share.
+
+use crate::error::StoreError;
+use crate::history::History;
+use crate::metrics::Metrics;
+use crate::store::Status;
+use crate::view::View;
+use parking_lot::{Mutex, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use tokio::sync::Notify;
+
+/// Written by the driver thread, read by all.
+pub(crate) struct Shared {
+    pub(crate) view: RwLock<View>,
+    pub(crate) history: Arc<History>,
+    pub(crate) metrics: Metrics,
+    pub(crate) status: Mutex<Status>,
+    /// This member is the only voter and leads: whatever was acknowledged is in `view` already,
+    /// since nobody else can have acknowledged anything and the view goes before every answer.
+    pub(crate) alone: AtomicBool,
+    failure: OnceLock<StoreError>,
+    failed: Notify,
+}
+
+impl Shared {
+    pub(crate) fn new(view: View, history: Arc<History>, status: Status) -> Self {
+        Self {
+            view: RwLock::new(view),
+            history,
+            metrics: Metrics::default(),
+            status: Mutex::new(status),
+            alone: AtomicBool::new(false),
+            failure: OnceLock::new(),
+            failed: Notify::new(),
+        }
+    }
+
+    /// Records why the store stops. The first reason counts.
+    pub(crate) fn fail(&self, error: StoreError) {
+        tracing::error!(%error, "store stopped");
+        let _ = self.failure.set(error);
+        self.alone.store(false, Ordering::SeqCst);
+        self.failed.notify_waiters();
+    }
+
+    /// Why it stopped, as callers are told.
+    pub(crate) fn failure(&self) -> Option<StoreError> {
+        self.failure.get().map(|cause| StoreError::Failed(Arc::new(cause.clone())))
+    }
+
+    /// Waits for [`Shared::fail`].
+    pub(crate) async fn failed(&self) -> StoreError {
+        loop {
+            let mut notified = std::pin::pin!(self.failed.notified());
+            // From here on a notification is not missed.
+            notified.as_mut().enable();
+            if let Some(failure) = self.failure() {
+                return failure;
+            }
+            notified.await;
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! `rkube`: the one binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    rkube::main()
+}
