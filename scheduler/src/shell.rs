@@ -1,11 +1,15 @@
 //! Feeds the snapshot and the queue from watches and carries decisions out.
 //!
 //! One task owns snapshot and queue; bindings and conditions are written by tasks of their own, a
-//! bounded number at once, whose outcomes come back to it. A pod stays assumed, and taken in the
-//! queue, from the decision until the watch shows it bound or its binding has failed.
+//! bounded number at once, whose outcomes come back to it. A pod stays assumed from the decision
+//! until the watch or a live read shows where it is bound, or its binding was refused; so long it
+//! is taken in the queue, or backs off there before the same binding is sent again ([`binding`]). What
+//! is unclear counts as a request, so an API server that answers nobody is not asked ever more.
 
+use crate::binding::{self, Attempt, Found, Verdict, verdict};
 use crate::metrics::Metrics;
 use crate::plan::{Decision, Tuning, cycle};
+use crate::plugin;
 use crate::pod::PodInfo;
 use crate::queue::Queue;
 use crate::reason::{Kinds, Refusal};
@@ -13,10 +17,8 @@ use crate::resources::is_terminal;
 use crate::snapshot::Snapshot;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, ObjectReference, Pod};
-use kube::Api;
-use kube::api::{Patch, PostParams};
+use kube::api::Patch;
 use rkube_runtime::{Caches, Client, ClientError, Delta, EventType, Recorder, Subscription};
-use serde::de::IgnoredAny;
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Instant;
@@ -119,7 +121,8 @@ struct Shell {
 
 /// How a request ended.
 enum Outcome {
-    Bound(Arc<PodInfo>, Result<(), ClientError>),
+    Bound(Attempt, Result<(), ClientError>),
+    Asked(Attempt, Result<Found, ClientError>),
     Told(Arc<PodInfo>, Result<(), ClientError>),
 }
 
@@ -172,17 +175,38 @@ impl Shell {
         if batch.is_empty() {
             return notices > 0;
         }
+        let batch = self.bind_again(batch);
         let start = Instant::now();
         let decisions = cycle(&mut self.snapshot, &batch, self.scheduler.config.tuning);
-        let seconds = start.elapsed().as_secs_f64() / batch.len() as f64;
+        let seconds = start.elapsed().as_secs_f64() / batch.len().max(1) as f64;
         for decision in decisions {
             self.scheduler.metrics.decided(seconds);
             match decision {
-                Decision::Bind { pod, node } => self.bind(pod, node),
+                Decision::Bind { pod, node } => self.bind(Attempt::new(pod, node, false)),
                 Decision::Refuse { pod, refusal } => self.refuse(pod, &refusal),
             }
         }
         true
+    }
+
+    /// Sends the bindings again that nobody has answered; gives the pods that are to be decided.
+    fn bind_again(&mut self, batch: Vec<Arc<PodInfo>>) -> Vec<Arc<PodInfo>> {
+        let mut undecided = Vec::with_capacity(batch.len());
+        for pod in batch {
+            let Some(node) = self.snapshot.assumed_on(&pod.uid).cloned() else {
+                undecided.push(pod);
+                continue;
+            };
+            let state = self.snapshot.node(&node);
+            if state.is_some_and(|n| n.known && plugin::takes(&pod, n).is_ok()) {
+                self.bind(Attempt::new(pod, node, true));
+            } else {
+                let kinds = self.forget(&pod.uid);
+                self.helped(kinds, Instant::now());
+                undecided.push(pod);
+            }
+        }
+        undecided
     }
 
     /// Waits until something happens, and takes it in.
@@ -271,8 +295,8 @@ impl Shell {
         }
         let info = Arc::new(PodInfo::of(pod));
         if info.terminating {
-            self.queue.remove(&info.uid);
-            return Kinds::default();
+            // Nobody binds it any more, so what is assumed of it goes too.
+            return self.gone(&info.uid);
         }
         let told = info.refused.as_ref().is_some_and(|(reason, _)| reason == "SchedulingGated");
         if !info.gates.is_empty() && !told && !self.notices.iter().any(|p| p.uid == info.uid) {
@@ -294,41 +318,127 @@ impl Shell {
                 Kinds::default()
             }
             Outcome::Told(..) => Kinds::default(),
-            Outcome::Bound(pod, Ok(())) => {
-                if let Some(added) = self.queue.added(&pod.uid) {
-                    self.scheduler.metrics.bound((now - added).as_secs_f64());
-                }
+            Outcome::Bound(attempt, Ok(())) => {
+                self.scheduled(&attempt, now);
                 Kinds::default()
             }
-            Outcome::Bound(pod, Err(error)) => self.binding_failed(&pod, &error, now),
+            Outcome::Bound(attempt, Err(error)) => self.not_bound(attempt, &error, now),
+            Outcome::Asked(attempt, read) => self.asked(attempt, read, now),
         }
     }
 
-    fn binding_failed(&mut self, pod: &PodInfo, error: &ClientError, now: Instant) -> Kinds {
-        self.scheduler.metrics.attempt(&self.scheduler.config.name, "error");
-        if error.is_not_found() || error.is_conflict() {
-            tracing::debug!(pod = %pod.key, %error, "binding overtaken");
-        } else {
-            tracing::warn!(pod = %pod.key, %error, "binding failed; trying again");
+    fn scheduled(&self, attempt: &Attempt, now: Instant) {
+        let Scheduler { recorder, metrics, config, .. } = &self.scheduler;
+        metrics.attempt(&config.name, "scheduled");
+        if let Some(added) = self.queue.added(&attempt.pod.uid) {
+            metrics.bound((now - added).as_secs_f64());
         }
-        self.queue.failed(&pod.uid, now);
-        match self.snapshot.forget(&pod.uid) {
+        let message = format!("Successfully assigned {} to {}", attempt.pod.key, attempt.node);
+        recorder.event_about(reference(&attempt.pod), EventType::Normal, "Scheduled", &message);
+    }
+
+    fn not_bound(&mut self, mut attempt: Attempt, error: &ClientError, now: Instant) -> Kinds {
+        let (pod, verdict) = (&attempt.pod, verdict(error));
+        match verdict {
+            Verdict::Contested => tracing::debug!(pod = %pod.key, %error, "binding overtaken"),
+            Verdict::Refused if error.is_not_found() => {
+                tracing::debug!(pod = %pod.key, %error, "binding overtaken");
+            }
+            _ => tracing::warn!(pod = %pod.key, ?verdict, %error, "binding failed"),
+        }
+        if verdict == Verdict::Refused {
+            return self.failed(&attempt, now);
+        }
+        attempt.lost |= verdict == Verdict::Unknown;
+        self.ask(attempt);
+        Kinds::default()
+    }
+
+    /// Reads the pod, unless the watch has told meanwhile what became of it.
+    fn ask(&mut self, attempt: Attempt) {
+        if self.snapshot.assumed_on(&attempt.pod.uid).is_none() {
+            return;
+        }
+        let client = self.scheduler.client.clone();
+        self.requests.spawn(async move {
+            let read = binding::ask(&client, &attempt).await;
+            Outcome::Asked(attempt, read)
+        });
+    }
+
+    fn asked(
+        &mut self,
+        mut attempt: Attempt,
+        read: Result<Found, ClientError>,
+        now: Instant,
+    ) -> Kinds {
+        // What the watch has shown is as new as the read, and may be newer.
+        if self.snapshot.assumed_on(&attempt.pod.uid).is_none() {
+            return Kinds::default();
+        }
+        match read {
+            Err(error) => {
+                tracing::warn!(pod = %attempt.pod.key, %error, "still unknown whether it is bound");
+                attempt.unread = attempt.unread.saturating_add(1);
+                self.ask(attempt);
+                Kinds::default()
+            }
+            Ok(Found::Gone) => self.gone(&attempt.pod.uid),
+            Ok(Found::Bound(pod, node)) => self.found_bound(&attempt, pod, &node, now),
+            Ok(Found::Unbound) if attempt.lost => {
+                // A copy may be under way: the room stays taken until the next one is answered.
+                self.count_error();
+                self.queue.failed(&attempt.pod.uid, now);
+                Kinds::default()
+            }
+            Ok(Found::Unbound) => self.failed(&attempt, now),
+        }
+    }
+
+    /// In the queue the pod stays taken: an older change of it, from before it was bound, may be
+    /// the next that the watch shows.
+    fn found_bound(
+        &mut self,
+        attempt: &Attempt,
+        pod: Arc<PodInfo>,
+        node: &str,
+        now: Instant,
+    ) -> Kinds {
+        if node == &*attempt.node {
+            self.scheduled(attempt, now);
+            self.snapshot.place(pod, node);
+            return Kinds::PODS_MISSING;
+        }
+        tracing::debug!(pod = %pod.key, node, wanted = %attempt.node, "bound by somebody else");
+        self.count_error();
+        self.snapshot.place(pod, node);
+        Kinds::ROOM.or(Kinds::PODS_MISSING).or(Kinds::PODS_IN_THE_WAY)
+    }
+
+    /// The API server decided against the binding: its room is free, the pod is tried again.
+    fn failed(&mut self, attempt: &Attempt, now: Instant) -> Kinds {
+        self.count_error();
+        self.queue.failed(&attempt.pod.uid, now);
+        self.forget(&attempt.pod.uid)
+    }
+
+    fn forget(&mut self, uid: &str) -> Kinds {
+        match self.snapshot.forget(uid) {
             true => Kinds::ROOM.or(Kinds::PODS_IN_THE_WAY),
             false => Kinds::default(),
         }
     }
 
-    fn bind(&mut self, pod: Arc<PodInfo>, node: Arc<str>) {
-        let Scheduler { client, recorder, metrics, config, .. } = self.scheduler.clone();
-        let span = tracing::debug_span!("bind", pod = %pod.key, %node);
+    fn count_error(&self) {
+        self.scheduler.metrics.attempt(&self.scheduler.config.name, "error");
+    }
+
+    fn bind(&mut self, attempt: Attempt) {
+        let client = self.scheduler.client.clone();
+        let span = tracing::debug_span!("bind", pod = %attempt.pod.key, node = %attempt.node);
         let work = async move {
-            let bound = bind(&client, &pod, &node).await;
-            if bound.is_ok() {
-                metrics.attempt(&config.name, "scheduled");
-                let message = format!("Successfully assigned {} to {node}", pod.key);
-                recorder.event_about(reference(&pod), EventType::Normal, "Scheduled", &message);
-            }
-            Outcome::Bound(pod, bound)
+            let bound = binding::bind(&client, &attempt.pod, &attempt.node).await;
+            Outcome::Bound(attempt, bound)
         };
         self.requests.spawn(work.instrument(span));
     }
@@ -373,25 +483,6 @@ fn same_for_scheduling(old: &Pod, new: &Pod) -> bool {
         && old.metadata.labels == new.metadata.labels
         && terminating(old) == terminating(new)
         && old.spec == new.spec
-}
-
-async fn bind(client: &Client, pod: &PodInfo, node: &str) -> Result<(), ClientError> {
-    let failed = |source| ClientError {
-        verb: "bind",
-        kind: "Pod".into(),
-        key: pod.key.clone(),
-        source: Box::new(source),
-    };
-    let body = json!({
-        "apiVersion": "v1",
-        "kind": "Binding",
-        "metadata": {"name": pod.key.name, "namespace": pod.key.namespace, "uid": &*pod.uid},
-        "target": {"apiVersion": "v1", "kind": "Node", "name": node},
-    });
-    let api = Api::<Pod>::namespaced(client.kube().clone(), &pod.key.namespace);
-    let params = PostParams::default();
-    let done = api.create_subresource::<_, IgnoredAny>("binding", &pod.key.name, &params, &body);
-    done.await.map(drop).map_err(failed)
 }
 
 /// Says that the pod has no node and why. The time of the transition stays where the condition was

@@ -165,9 +165,14 @@ impl Snapshot {
         true
     }
 
-    /// The binding of an assumed pod has failed. Answers whether it was still assumed.
+    /// The node on which the pod is assumed; None if it is placed or not here.
+    pub fn assumed_on(&self, uid: &str) -> Option<&Arc<str>> {
+        self.pods.get(uid).filter(|p| p.assumed).map(|p| &p.node)
+    }
+
+    /// The binding of an assumed pod was refused. Answers whether it was still assumed.
     pub fn forget(&mut self, uid: &str) -> bool {
-        self.pods.get(uid).is_some_and(|p| p.assumed) && self.remove_pod(uid)
+        self.assumed_on(uid).is_some() && self.remove_pod(uid)
     }
 
     /// The labels of a namespace; None if it is gone.
@@ -281,6 +286,7 @@ pub(crate) mod tests {
             (s.node("n").unwrap().used.cpu_milli, s.node("n").unwrap().ports.len()),
             (750, 1)
         );
+        assert_eq!((s.assumed_on("b").map(|n| &**n), s.assumed_on("a")), (Some("n"), None));
         assert!(s.forget("b"));
         assert!(!s.forget("a"), "a placed pod is not forgotten");
         assert_eq!(

@@ -98,6 +98,11 @@ impl Client {
         Client { manager: manager.into(), ..self.clone() }
     }
 
+    /// The name under which its writes stand in `managedFields`.
+    pub fn manager(&self) -> &str {
+        &self.manager
+    }
+
     /// What it writes through, for calls that have no method here.
     pub fn kube(&self) -> &kube::Client {
         &self.kube

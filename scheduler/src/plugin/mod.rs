@@ -15,9 +15,14 @@ use crate::snapshot::NodeState;
 
 /// Whether the pod fits the node, apart from its wishes about other pods. Cheap tests come first.
 pub fn filter(pod: &PodInfo, node: &NodeState) -> Result<(), Reason> {
-    cordon::filter(pod, node)?;
-    taints::filter(pod, node)?;
-    affinity::filter(pod, node)?;
+    takes(pod, node)?;
     ports::filter(pod, node)?;
     fit::filter(pod, node)
+}
+
+/// Whether the node would take the pod, whatever else is on it.
+pub fn takes(pod: &PodInfo, node: &NodeState) -> Result<(), Reason> {
+    cordon::filter(pod, node)?;
+    taints::filter(pod, node)?;
+    affinity::filter(pod, node)
 }
