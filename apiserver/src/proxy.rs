@@ -356,9 +356,8 @@ fn switch(
                 return;
             }
         };
-        let (mut client, mut kubelet) = (TokioIo::new(client), TokioIo::new(kubelet));
         tokio::select! {
-            _ = tokio::io::copy_bidirectional(&mut client, &mut kubelet) => {}
+            () = rkube_streaming::join(TokioIo::new(client), TokioIo::new(kubelet)) => {}
             () = stopping.cancelled() => {}
         }
     });

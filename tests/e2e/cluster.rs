@@ -35,6 +35,12 @@ pub fn run(program: &str, args: &[&str]) -> Ran {
     finish(Command::new(program).args(args).stdin(Stdio::null()), program)
 }
 
+/// Runs a program whose input stays open and empty until it has ended, as a person's terminal.
+pub fn run_at_a_terminal(program: &str, args: &[&str]) -> Ran {
+    let (input, _held_open) = std::io::pipe().expect("a pipe");
+    finish(Command::new(program).args(args).stdin(input), program)
+}
+
 fn finish(command: &mut Command, what: &str) -> Ran {
     let output = command.output().unwrap_or_else(|e| panic!("running {what}: {e}"));
     Ran {

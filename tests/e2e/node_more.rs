@@ -2,7 +2,7 @@
 //! container runtime that dies.
 
 use crate::Test;
-use crate::cluster::{Cluster, eventually, run};
+use crate::cluster::{Cluster, eventually, run, run_at_a_terminal};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -64,10 +64,10 @@ fn terminal(cluster: &Cluster) {
     programs.push(env!("CARGO_BIN_EXE_rkubectl").into());
     for program in programs {
         let line = format!(
-            "stty rows 33 cols 101; KUBECONFIG={} timeout 20 {program} -n {ns} exec -it p -- sh -c '{sized}'",
+            "stty rows 33 cols 101; KUBECONFIG={} timeout 60 {program} -n {ns} exec -it p -- sh -c '{sized}'",
             cluster.kubeconfig()
         );
-        let ran = run("script", &["-qec", &line, "/dev/null"]);
+        let ran = run_at_a_terminal("script", &["-qec", &line, "/dev/null"]);
         assert!(ran.code == 5 && ran.stdout.contains("/dev/pts/"), "{program}: {ran:?}");
     }
 }

@@ -9,15 +9,16 @@ use std::process::Command;
 const MAY_KNOW: &[(&str, &[&str])] = &[
     ("rkube-api", &[]),
     ("rkube-proto", &[]),
+    ("rkube-streaming", &[]),
     ("rkube-net", &[]),
     ("rkube-hollow", &["rkube-api", "rkube-runtime"]),
     ("rkube-store", &["rkube-api", "rkube-proto"]),
     ("rkube-cri", &["rkube-proto"]),
     ("rkube-runtime", &["rkube-api"]),
-    ("rkube-apiserver", &["rkube-api", "rkube-store"]),
+    ("rkube-apiserver", &["rkube-api", "rkube-store", "rkube-streaming"]),
     ("rkube-controller", &["rkube-api", "rkube-runtime"]),
     ("rkube-scheduler", &["rkube-api", "rkube-runtime"]),
-    ("rkube-kubelet", &["rkube-api", "rkube-runtime", "rkube-cri", "rkube-net"]),
+    ("rkube-kubelet", &["rkube-api", "rkube-runtime", "rkube-cri", "rkube-net", "rkube-streaming"]),
     ("rkube-kubectl", &["rkube-api"]),
 ];
 

@@ -176,9 +176,7 @@ fn switch(mut answer: Response<Incoming>, client: hyper::upgrade::OnUpgrade) -> 
     let runtime = hyper::upgrade::on(&mut answer);
     tokio::spawn(async move {
         let (Ok(client), Ok(runtime)) = tokio::join!(client, runtime) else { return };
-        let (mut client, mut runtime) = (TokioIo::new(client), TokioIo::new(runtime));
-        // Either side may hang up at any time.
-        let _ = tokio::io::copy_bidirectional(&mut client, &mut runtime).await;
+        rkube_streaming::join(TokioIo::new(client), TokioIo::new(runtime)).await;
     });
     let mut response = Response::new(full(""));
     *response.status_mut() = status;
