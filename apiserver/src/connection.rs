@@ -4,17 +4,19 @@
 //! so a flood waits in the kernel's queue. A client has ten seconds for the handshake and as long
 //! for each head of a request.
 
-use crate::authn::Identity;
+use crate::authn::{Caller, Identity};
 use crate::body::Body;
 use crate::server::ApiServer;
+use crate::tls::ServerTls;
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use rustls::pki_types::UnixTime;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -39,21 +41,19 @@ const MAX_HEADER_BYTES: u32 = 64 * 1024;
 pub async fn serve(
     server: Arc<ApiServer>,
     listener: TcpListener,
-    tls: Arc<rustls::ServerConfig>,
+    tls: ServerTls,
     shutdown: CancellationToken,
     grace: Duration,
 ) {
-    let acceptor = TlsAcceptor::from(tls);
     let permits = Arc::new(Semaphore::new(server.config().max_connections));
     let tracker = TaskTracker::new();
     loop {
         let Some((stream, peer, permit)) = next(&listener, &permits, &shutdown).await else {
             break;
         };
-        let (server, acceptor, shutdown) =
-            (Arc::clone(&server), acceptor.clone(), shutdown.clone());
+        let (server, tls, shutdown) = (Arc::clone(&server), tls.clone(), shutdown.clone());
         tracker.spawn(async move {
-            serve_one(server, acceptor, stream, peer, shutdown).await;
+            serve_one(server, tls, stream, peer, shutdown).await;
             drop(permit);
         });
     }
@@ -92,13 +92,13 @@ async fn next(
 
 async fn serve_one(
     server: Arc<ApiServer>,
-    acceptor: TlsAcceptor,
+    tls: ServerTls,
     stream: TcpStream,
     peer: SocketAddr,
     shutdown: CancellationToken,
 ) {
     let _ = stream.set_nodelay(true);
-    let handshake = acceptor.accept(stream).into_fallible();
+    let handshake = TlsAcceptor::from(Arc::clone(&tls.config)).accept(stream).into_fallible();
     let stream = match tokio::time::timeout(HANDSHAKE_DEADLINE, handshake).await {
         Ok(Ok(stream)) => stream,
         Ok(Err((error, stream))) => {
@@ -111,10 +111,12 @@ async fn serve_one(
             return;
         }
     };
-    let identity = crate::tls::identity(stream.get_ref().1);
-    debug!(%peer, user = identity.user, "connected");
+    let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let caller = tls.caller(shown, UnixTime::now());
+    debug!(%peer, ?caller, "connected");
+    let visitor = Arc::new(Visitor { peer, caller, told: Once::new() });
     let service = hyper::service::service_fn(move |request| {
-        answer(Arc::clone(&server), identity.clone(), request)
+        answer(Arc::clone(&server), visitor.identity(UnixTime::now()), request)
     });
     let builder = builder();
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
@@ -131,8 +133,31 @@ async fn serve_one(
     }
 }
 
-/// Lets the client read the alert that says why its handshake failed: closing while its first
-/// request waits unread would reset the connection and throw the alert away.
+/// The client of a connection.
+struct Visitor {
+    peer: SocketAddr,
+    caller: Caller,
+    /// Whether the log has said why its requests are refused.
+    told: Once,
+}
+
+impl Visitor {
+    /// Who makes a request now.
+    fn identity(&self, now: UnixTime) -> Identity {
+        match self.caller.at(now) {
+            Ok(identity) => identity.clone(),
+            Err(why) => {
+                let peer = self.peer;
+                self.told.call_once(|| info!(%peer, %why, "client certificate refused"));
+                Identity::refused()
+            }
+        }
+    }
+}
+
+/// Lets the client read the alert that says why its handshake failed (that its key is not its
+/// certificate's, say): closing while its first request waits unread would reset the connection
+/// and throw the alert away.
 async fn linger(mut stream: TcpStream) {
     let _ = stream.shutdown().await;
     let mut unread = [0; 4096];

@@ -67,7 +67,7 @@ pub struct ApiServer {
     pub(crate) pki: Pki,
     /// TLS towards kubelets.
     pub(crate) kubelet_tls: Arc<rustls::ClientConfig>,
-    tls: Arc<rustls::ServerConfig>,
+    tls: tls::ServerTls,
     /// The store.
     pub(crate) storage: Storage,
     /// The kinds.
@@ -101,7 +101,7 @@ impl ApiServer {
         let address = crate::pki::authority(config.advertise_address, config.secure_port);
         let server = Arc::new(ApiServer {
             kubelet_tls: tls::kubelet_client_config(&pki)?,
-            tls: tls::server_config(&pki)?,
+            tls: tls::ServerTls::new(&pki)?,
             pki,
             storage,
             registry,
@@ -172,7 +172,7 @@ impl ApiServer {
             server.stopping.cancel();
         });
         let grace = self.config.shutdown_grace;
-        connection::serve(Arc::clone(self), listener, Arc::clone(&self.tls), shutdown, grace).await;
+        connection::serve(Arc::clone(self), listener, self.tls.clone(), shutdown, grace).await;
         watcher.abort();
     }
 
@@ -302,6 +302,10 @@ impl ApiServer {
         query: Query,
         request: Request<RequestBody>,
     ) -> Response<Body> {
+        // As upstream: a certificate that is not believed closes even what everybody may ask.
+        if identity.is_refused() {
+            return response::error(&unauthorized(), PLAIN);
+        }
         if let Some(response) = self.answer_stranger(&info, &query, &request) {
             return response;
         }

@@ -245,10 +245,10 @@ impl Http {
             .map_err(|e| Error::msg(format!("invalid request {path:?}: {e}")))?;
         let answer = self.client.send(request).await.map_err(|e| self.unreachable(&e))?;
         if answer.status() != http::StatusCode::SWITCHING_PROTOCOLS {
-            let code = answer.status().as_u16();
+            let code = answer.status();
             let body =
                 answer.into_body().collect_bytes().await.map_err(|e| self.unreachable(&e))?;
-            return Err(Error::Status(Box::new(Status::parse(code, &body))));
+            return Err(refused_upgrade(code, &body));
         }
         let upgraded = hyper::upgrade::on(answer)
             .await
@@ -302,6 +302,21 @@ impl Http {
         };
         Error::Unreachable(text)
     }
+}
+
+/// Why a connection was not upgraded: what the API server says as for any request, or the words
+/// of a kubelet, which knows no `Status`.
+fn refused_upgrade(code: http::StatusCode, body: &[u8]) -> Error {
+    let status = Status::parse(code.as_u16(), body);
+    if status.proper {
+        return Error::Status(Box::new(status));
+    }
+    let said = String::from_utf8_lossy(body);
+    let why = match said.trim() {
+        "" => code.to_string(),
+        why => why.to_owned(),
+    };
+    Error::msg(format!("unable to upgrade connection: {why}"))
 }
 
 /// An error with all that caused it, each once.
@@ -462,6 +477,40 @@ mod tests {
         let pairs = [("labelSelector", "a=b,c in (d)".to_owned()), ("limit", "5".to_owned())];
         assert_eq!(query(&pairs), "?labelSelector=a%3Db%2Cc%20in%20%28d%29&limit=5");
         assert_eq!(query(&[]), "");
+    }
+
+    #[test]
+    fn refused_upgrades_say_why() {
+        let refused = |code: u16, body: &str| {
+            let code = http::StatusCode::from_u16(code).unwrap();
+            refused_upgrade(code, body.as_bytes()).to_string()
+        };
+        let status = |reason: &str, message: &str| {
+            json!({"kind": "Status", "reason": reason, "message": message}).to_string()
+        };
+        // As kubectl 1.33 prints them.
+        for (code, body, shown) in [
+            (
+                404,
+                "container not found (\"c\")\n".to_owned(),
+                "error: unable to upgrade connection: container not found (\"c\")",
+            ),
+            (
+                400,
+                status("BadRequest", "pod p does not have a host assigned"),
+                "Error from server (BadRequest): pod p does not have a host assigned",
+            ),
+            (
+                401,
+                status("Unauthorized", "Unauthorized"),
+                "error: You must be logged in to the server (Unauthorized)",
+            ),
+            (500, status("", "m"), "Error from server: m"),
+        ] {
+            assert_eq!(refused(code, &body), shown);
+        }
+        let shown = refused(502, "");
+        assert_eq!(shown, "error: unable to upgrade connection: 502 Bad Gateway");
     }
 
     #[test]

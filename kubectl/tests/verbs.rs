@@ -33,6 +33,7 @@ fn answer(recorded: &Value, method: &str, key: &str, body: &Value) -> (u16, Valu
     }
     let path = key.split([' ', '?']).nth(1).unwrap_or("");
     match (method, recorded.get(format!("GET {path}"))) {
+        ("POST", _) if path.ends_with("/exec") => refuse_exec(key),
         ("POST", _) if body["metadata"]["name"] == "taken" => (
             409,
             json!({"kind": "Status", "reason": "AlreadyExists", "code": 409, "details": {"name": "taken"},
@@ -51,6 +52,15 @@ fn answer(recorded: &Value, method: &str, key: &str, body: &Value) -> (u16, Valu
     }
 }
 
+/// By the kubelet in words, or by the API server in a `Status`.
+fn refuse_exec(key: &str) -> (u16, Value) {
+    if key.contains("command=unassigned") {
+        let message = "pod full does not have a host assigned";
+        return (400, json!({"kind": "Status", "reason": "BadRequest", "message": message}));
+    }
+    (404, "container not found (\"c\")\n".into())
+}
+
 fn not_found(key: &str) -> Value {
     let path = key.split([' ', '?']).nth(1).unwrap_or("");
     let mut parts = path.rsplit('/');
@@ -61,7 +71,11 @@ fn not_found(key: &str) -> Value {
 }
 
 async fn run_with(line: &[&str], stdin: &str) -> Outcome {
-    let recorded: Arc<Value> = Arc::new(serde_json::from_str(RECORDED).unwrap());
+    let mut recorded: Value = serde_json::from_str(RECORDED).unwrap();
+    let mut done = recorded["GET /api/v1/namespaces/t/pods/full"].clone();
+    done["status"]["phase"] = "Succeeded".into();
+    recorded["GET /api/v1/namespaces/t/pods/done"] = done;
+    let recorded = Arc::new(recorded);
     let writes: Arc<Mutex<Vec<(String, Value)>>> = Arc::default();
     let log = writes.clone();
     let service = tower::service_fn(move |request: Request<Body>| {
@@ -80,8 +94,11 @@ async fn run_with(line: &[&str], stdin: &str) -> Outcome {
                 log.lock().unwrap().push((key.clone(), body.clone()));
             }
             let (code, value) = answer(&recorded, &method, &key, &body);
-            let response =
-                Response::builder().status(code).body(Full::new(Bytes::from(value.to_string())));
+            let text = match value {
+                Value::String(text) => text,
+                value => value.to_string(),
+            };
+            let response = Response::builder().status(code).body(Full::new(Bytes::from(text)));
             Ok::<_, Infallible>(response.unwrap())
         }
     });
@@ -230,6 +247,39 @@ async fn broken_manifests_name_the_place() {
         o.err,
         "error: error parsing STDIN: error converting YAML to JSON: yaml: line 3: mapping values are not allowed in this context\nSTDIN:3:11: mapping values are not allowed in this context\n"
     );
+}
+
+#[tokio::test]
+async fn what_can_not_be_joined_says_why() {
+    for (line, told) in [
+        (
+            "-n t exec full -q -- ls",
+            "error: unable to upgrade connection: container not found (\"c\")\n",
+        ),
+        (
+            "-n t exec full -q -- unassigned",
+            "Error from server (BadRequest): pod full does not have a host assigned\n",
+        ),
+        (
+            "-n t exec done -- ls",
+            "error: cannot exec into a container in a completed pod; current phase is Succeeded\n",
+        ),
+        (
+            "-n t attach done",
+            "error: cannot attach a container in a completed pod; current phase is Succeeded\n",
+        ),
+        (
+            "-n t cp Cargo.toml done:/x",
+            "error: cannot exec into a container in a completed pod; current phase is Succeeded\n",
+        ),
+        (
+            "-n t port-forward done 0:80",
+            "error: unable to forward port because pod is not running. Current status=Succeeded\n",
+        ),
+    ] {
+        let o = run(line).await;
+        assert_eq!((o.code, o.err.as_str()), (1, told), "{line}");
+    }
 }
 
 #[tokio::test]

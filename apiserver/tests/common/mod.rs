@@ -139,7 +139,13 @@ impl Client {
         Client { address, tls: Arc::new(config) }
     }
 
-    async fn open(&self) -> Result<http1::SendRequest<Full<Bytes>>, String> {
+    /// With settings of its own.
+    pub fn with(address: SocketAddr, tls: Arc<rustls::ClientConfig>) -> Self {
+        Client { address, tls }
+    }
+
+    /// A connection; it stays open between requests.
+    pub async fn open(&self) -> Result<http1::SendRequest<Full<Bytes>>, String> {
         let stream = TcpStream::connect(self.address).await.map_err(|e| e.to_string())?;
         let name = ServerName::try_from("localhost").unwrap();
         let stream = tokio_rustls::TlsConnector::from(Arc::clone(&self.tls))

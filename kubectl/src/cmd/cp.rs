@@ -88,6 +88,7 @@ async fn start(
     command: &[&str],
     stdin: bool,
 ) -> Result<Process> {
+    super::exec::check_phase(pod, "exec into a container in")?;
     let container = pods::container(ctx, pod, args.container.as_deref(), false)?;
     let streams = Streams { container, stdin, ..Default::default() };
     let command: Vec<String> = command.iter().map(|c| (*c).to_owned()).collect();

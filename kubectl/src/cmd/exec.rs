@@ -72,6 +72,7 @@ pub async fn exec(ctx: &Context, args: &ExecArgs) -> Result<()> {
 
 pub async fn attach(ctx: &Context, args: &AttachArgs) -> Result<()> {
     let pod = pods::behind(ctx, &args.target).await?.remove(0);
+    check_phase(&pod, "attach a container in")?;
     let container = pods::container(ctx, &pod, args.container.as_deref(), args.quiet)?;
     let streams = Streams {
         container,
@@ -82,9 +83,8 @@ pub async fn attach(ctx: &Context, args: &AttachArgs) -> Result<()> {
     attach_to(ctx, &pod, &streams).await
 }
 
-/// Attaches to a pod's container until it ends.
+/// Attaches to a running pod's container until it ends.
 pub async fn attach_to(ctx: &Context, pod: &Info, streams: &Streams) -> Result<()> {
-    check_phase(pod, "attach a container in")?;
     if streams.stdin && !streams.quiet {
         ctx.io.note("If you don't see a command prompt, try pressing enter.");
     }
@@ -92,7 +92,8 @@ pub async fn attach_to(ctx: &Context, pod: &Info, streams: &Streams) -> Result<(
     stream::join(ctx, process, streams).await
 }
 
-fn check_phase(pod: &Info, doing: &str) -> Result<()> {
+/// A completed pod has no process to join, whatever is done to it.
+pub fn check_phase(pod: &Info, doing: &str) -> Result<()> {
     match pod.object["status"]["phase"].as_str() {
         Some(phase @ ("Succeeded" | "Failed")) => {
             Err(Error::msg(format!("cannot {doing} a completed pod; current phase is {phase}")))

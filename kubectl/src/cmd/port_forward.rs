@@ -196,6 +196,10 @@ async fn carry(mut socket: TcpStream, local: u16, link: Arc<Link>) {
     };
     let mut forwarder = match link.api.portforward(&link.pod, &[link.remote]).await {
         Ok(forwarder) => forwarder,
+        // What API server and kubelet say, without kube's own words around it.
+        Err(kube::Error::Api(status)) => {
+            return failed(format!("error upgrading connection: {}", status.message));
+        }
         Err(e) => return failed(chain(&e)),
     };
     let Some(mut remote) = forwarder.take_stream(link.remote) else {
