@@ -4,7 +4,8 @@
 //! applied last; any other owns the fields that it last changed. An entry is identified by
 //! manager, operation and subresource, and for updates also by API version. Invariant: a path is
 //! in the sets of several managers only if all of them applied it with the same value, or nobody
-//! changed it since the first of them set it.
+//! changed it since the first of them set it. Objects come and go with packed fields
+//! ([`super::managed`]).
 
 use super::fieldset::FieldSet;
 use super::structured::{self, Comparison};
@@ -12,6 +13,7 @@ use crate::error::{ApiError, Cause, Reason};
 use crate::meta::GroupVersionKind;
 use crate::schema::{Schema, TypeId};
 use jiff::Timestamp;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 /// More entries of updates than this are folded into one (as upstream does).
@@ -183,7 +185,8 @@ impl Entry {
             _ => return None,
         };
         let set = match value.get("fieldsV1") {
-            Some(fields) => FieldSet::parse(fields).ok()?,
+            Some(Value::String(text)) => serde_json::from_str(text).ok()?,
+            Some(fields) => FieldSet::deserialize(fields).ok()?,
             None => FieldSet::default(),
         };
         let time = value.get("time").and_then(Value::as_str).map(String::from);
@@ -206,7 +209,8 @@ impl Entry {
             map.insert("time".into(), time.clone().into());
         }
         map.insert("fieldsType".into(), "FieldsV1".into());
-        map.insert("fieldsV1".into(), self.set.to_value());
+        // Writing a set to a text can't fail: its keys are texts and nothing else is in it.
+        map.insert("fieldsV1".into(), serde_json::to_string(&self.set).unwrap_or_default().into());
         if !self.subresource.is_empty() {
             map.insert("subresource".into(), self.subresource.clone().into());
         }
@@ -259,7 +263,7 @@ impl Held {
     fn is_empty(&self) -> bool {
         match self {
             Held::Whole(value) => {
-                value.get("fieldsV1").and_then(Value::as_object).is_none_or(Map::is_empty)
+                value.get("fieldsV1").and_then(Value::as_str).is_none_or(|text| text == "{}")
             }
             Held::Read(entry) => entry.set.is_empty(),
         }
@@ -267,7 +271,7 @@ impl Held {
 
     fn subtract(&mut self, paths: &FieldSet) {
         match self {
-            Held::Whole(value) if !paths.meets(&value["fieldsV1"]) => {}
+            Held::Whole(value) if !meets(paths, text_of(value, "fieldsV1")) => {}
             _ => self.read().set.subtract(paths),
         }
     }
@@ -289,6 +293,11 @@ impl Held {
             Held::Read(entry) => entry.encode(),
         }
     }
+}
+
+/// Whether an entry's packed fields have any of the paths; what can't be read has none.
+fn meets(paths: &FieldSet, fields: &str) -> bool {
+    paths.meets(&mut serde_json::Deserializer::from_str(fields)).unwrap_or(false)
 }
 
 fn text_of<'v>(entry: &'v Value, key: &str) -> &'v str {

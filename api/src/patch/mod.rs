@@ -4,6 +4,7 @@
 pub mod apply;
 pub mod fieldset;
 pub mod json;
+pub mod managed;
 pub mod merge;
 pub mod strategic;
 pub mod structured;

@@ -45,6 +45,11 @@ pub fn mutate_create(
     }
 }
 
+/// Whether [`mutate_create`] gives something that somebody else may get first.
+pub fn draws(kind: &Kind) -> bool {
+    kind.group.is_empty() && kind.plural == "services"
+}
+
 /// Completes a changed object.
 ///
 /// # Errors

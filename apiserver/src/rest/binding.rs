@@ -99,16 +99,29 @@ async fn bind(
             metadata::of(&mut new).insert("uid".into(), uid.into());
         }
         new["spec"]["nodeName"] = node.into();
-        for map in ["annotations", "labels"] {
-            for (key, value) in binding["metadata"][map].as_object().into_iter().flatten() {
-                new["metadata"][map][key] = value.clone();
+        set_scheduled(&mut new, &metadata::time(cx.now));
+        if carry_metadata(binding, &mut new) {
+            let faults = kind.strategy.validate(&new);
+            if !faults.is_empty() {
+                return Err(ApiError::invalid("", "Pod", name, &faults));
             }
         }
-        set_scheduled(&mut new, &metadata::time(cx.now));
         Ok(new)
     })
     .await?;
     Ok(())
+}
+
+/// Copies a binding's annotations and labels to the pod; whether there were any.
+fn carry_metadata(binding: &Value, pod: &mut Value) -> bool {
+    let mut any = false;
+    for map in ["annotations", "labels"] {
+        for (key, value) in binding["metadata"][map].as_object().into_iter().flatten() {
+            pod["metadata"][map][key] = value.clone();
+            any = true;
+        }
+    }
+    any
 }
 
 /// Sets the condition `PodScheduled`.

@@ -11,7 +11,7 @@ use crate::negotiate;
 use crate::server::ApiServer;
 use bytes::Bytes;
 use http::{Response, StatusCode, header};
-use rkube_api::patch::{Writer, track_update};
+use rkube_api::patch::{Writer, managed, track_update};
 use rkube_api::registry::{Kind, bump_generation};
 use rkube_api::schema::{self, TypeId, decode::expect_kind};
 use rkube_api::{ApiError, Cause, GroupVersionKind, Reason};
@@ -54,7 +54,7 @@ pub async fn create(
     }
 }
 
-/// Decodes a whole object of the kind from a request's body.
+/// Decodes a whole object of the kind from a request's body, with packed managed fields.
 ///
 /// # Errors
 /// 400, 415, in upstream's words.
@@ -77,6 +77,7 @@ pub fn decode_object(
         kind: kind.kind.clone(),
     };
     expect_kind(&mut value, &gvk)?;
+    managed::pack(&mut value);
     Ok(value)
 }
 
@@ -105,8 +106,12 @@ pub async fn create_value(
     kind.strategy.prepare_create(&mut value);
     metadata::prepare_create(&mut value, cx.now);
     bump_generation(kind, &mut value, &Value::Null);
+    // What another attempt begins with: most objects have nothing that could be drawn again.
+    let undrawn = (generated || admission::draws(kind)).then(|| value.clone());
     for attempt in 1.. {
-        let mut value = value.clone();
+        if let Some(undrawn) = undrawn.as_ref().filter(|_| attempt > 1) {
+            value.clone_from(undrawn);
+        }
         if generated {
             generate_name(&mut value);
         }
@@ -127,6 +132,7 @@ pub async fn create_value(
         let key = key_of(kind, &cx.info.namespace, metadata::name(&value));
         if dry {
             dry_checks(api, kind, &key)?;
+            managed::unpack(&mut value);
             return Ok(Created::Dry(value));
         }
         let new = encode(api, kind, &value, cx.now)?;

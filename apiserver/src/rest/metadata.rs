@@ -2,8 +2,8 @@
 
 use crate::ids;
 use jiff::Timestamp;
+use rkube_api::ApiError;
 use rkube_api::registry::Kind;
-use rkube_api::{ApiError, FieldError};
 use serde_json::{Map, Value};
 
 /// A time as `metadata` has it.
@@ -81,25 +81,6 @@ pub fn prepare_update(value: &mut Value, old: &Value) {
         };
     }
     metadata.remove("resourceVersion");
-}
-
-/// An object that is going away takes no new finalizers.
-pub fn finalizer_faults(value: &Value, old: &Value) -> Vec<FieldError> {
-    if !old["metadata"]["deletionTimestamp"].is_string() {
-        return Vec::new();
-    }
-    let had = finalizers(old);
-    let new: Vec<String> =
-        finalizers(value).into_iter().filter(|f| !had.contains(f)).map(str::to_owned).collect();
-    if new.is_empty() {
-        return Vec::new();
-    }
-    vec![FieldError::Forbidden {
-        path: "metadata.finalizers".into(),
-        detail: format!(
-            "no new finalizers can be added if the object is being deleted, found new finalizers {new:?}"
-        ),
-    }]
 }
 
 /// The finalizers of an object.

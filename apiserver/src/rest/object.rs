@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use jiff::Timestamp;
 use rkube_api::ApiError;
+use rkube_api::patch::managed;
 use rkube_api::registry::{Kind, index_terms};
 use rkube_store::{Header, Key, NewObject, Object};
 use serde_json::{Value, json};
@@ -40,7 +41,20 @@ pub fn value_of(kind: &Kind, object: &Object) -> Result<Value, ApiError> {
     })
 }
 
-/// An object as it goes into the store.
+/// The same with packed managed fields, to be changed and written back.
+///
+/// # Errors
+/// 500 if the store holds what is no JSON.
+pub fn packed_of(kind: &Kind, object: &Object) -> Result<Value, ApiError> {
+    let value = managed::parse(&object.json)
+        .map_err(|e| ApiError::internal(format!("decoding {:?}: {e}", object.key)))?;
+    Ok(match &kind.stored_as {
+        Some(conversion) => (conversion.from_stored)(value),
+        None => value,
+    })
+}
+
+/// An object as it goes into the store; managed fields may be packed.
 ///
 /// # Errors
 /// 500 if it can't be encoded.

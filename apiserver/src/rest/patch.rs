@@ -11,7 +11,7 @@ use crate::negotiate::{self, Encoding};
 use crate::server::ApiServer;
 use bytes::Bytes;
 use http::{Response, StatusCode, header};
-use rkube_api::patch::{Writer, apply, json, merge, strategic};
+use rkube_api::patch::{Writer, apply, json, managed, merge, strategic};
 use rkube_api::registry::{Kind, Target};
 use rkube_api::schema::{self, FieldValidation, TypeId, decode};
 use rkube_api::{ApiError, FieldError, Reason};
@@ -105,7 +105,12 @@ pub async fn patch(
 /// 400 and 422 in upstream's words.
 pub fn patched(api: &ApiServer, id: TypeId, patch: &Patch, old: Value) -> Result<Value, ApiError> {
     match patch {
-        Patch::Json(operations) => json::apply(old, operations),
+        Patch::Json(operations) => {
+            // It may point into the fields.
+            let mut old = old;
+            managed::unpack(&mut old);
+            json::apply(old, operations)
+        }
         Patch::Merge(patch) if patch.is_object() => {
             let mut value = old;
             merge::apply(&mut value, patch);
@@ -133,7 +138,9 @@ fn checked(
         error
     })?;
     cx.warn(decoded.warnings);
-    Ok(decoded.value)
+    let mut value = decoded.value;
+    managed::pack(&mut value);
+    Ok(value)
 }
 
 fn check_identity(cx: &Cx, kind: &Kind, value: &Value) -> Result<(), ApiError> {

@@ -2,7 +2,7 @@
 
 use super::create::decode_object;
 use super::metadata;
-use super::object::{encode, key_of, respond, respond_value, value_of};
+use super::object::{encode, key_of, packed_of, respond, respond_value, value_of};
 use crate::admission;
 use crate::body::Body;
 use crate::codec;
@@ -10,7 +10,7 @@ use crate::context::Cx;
 use crate::server::ApiServer;
 use bytes::Bytes;
 use http::{Response, StatusCode};
-use rkube_api::patch::{Writer, track_update};
+use rkube_api::patch::{Writer, managed, track_update};
 use rkube_api::registry::{Kind, Target, bump_generation};
 use rkube_api::schema;
 use rkube_api::{ApiError, Reason};
@@ -41,8 +41,8 @@ pub struct Change<'a> {
     pub dry: bool,
     /// The managers of fields stand in the new value already (an apply).
     pub managed: bool,
-    /// The server itself has made the change: what clients may not touch is not carried over and
-    /// not checked (a binding sets a node and a condition).
+    /// The server itself has made the change to what it had found valid: nothing is defaulted,
+    /// carried over or checked, and the generation stays (a binding sets a node and a condition).
     pub trusted: bool,
 }
 
@@ -107,7 +107,8 @@ fn check_names(cx: &Cx, value: &Value) -> Result<(), ApiError> {
     )))
 }
 
-/// Changes the object that the request names: `make` gives the new value for the current one.
+/// Changes the object that the request names: `make` gives the new value for the current one, both
+/// with packed managed fields.
 ///
 /// # Errors
 /// What the client gets to see.
@@ -124,12 +125,14 @@ pub async fn modify_value(
         let current = view
             .get(&key)
             .ok_or_else(|| ApiError::not_found(&kind.group, &kind.plural, &cx.info.name))?;
-        let old = value_of(kind, &current)?;
+        let old = packed_of(kind, &current)?;
         let new = make(&old)?;
         check_lock(kind, &key, &current, &new)?;
         let prepared = prepare(api, cx, kind, change, new, &old, attempt)?;
         if change.dry {
-            return Ok(Changed::Dry(with_revision(prepared.value, current.revision)));
+            let mut value = with_revision(prepared.value, current.revision);
+            managed::unpack(&mut value);
+            return Ok(Changed::Dry(value));
         }
         if is_released(kind, &prepared.value) {
             match remove(api, &key, current.revision).await? {
@@ -205,21 +208,20 @@ fn prepare(
 ) -> Result<Prepared, ApiError> {
     let id = codec::type_of(api.schema, kind)?;
     metadata::set_namespace(kind, &mut new, &cx.info.namespace)?;
-    schema::apply_defaults(api.schema, id, &mut new);
-    kind.strategy.default(&mut new);
+    if !change.trusted {
+        schema::apply_defaults(api.schema, id, &mut new);
+        kind.strategy.default(&mut new);
+    }
     metadata::prepare_update(&mut new, old);
     if !change.trusted {
         kind.strategy.prepare_update(change.target, &mut new, old);
+        bump_generation(kind, &mut new, old);
     }
-    bump_generation(kind, &mut new, old);
     admission::node_restriction(cx, kind, &new, Some(old))?;
     let wanted = admission::mutate_update(api, kind, &mut new, old, attempt)?;
-    let faults = if change.trusted {
-        let mut faults = kind.strategy.validate(&new);
-        faults.extend(metadata::finalizer_faults(&new, old));
-        faults
-    } else {
-        kind.strategy.validate_update(change.target, &new, old)
+    let faults = match change.trusted {
+        true => Vec::new(),
+        false => kind.strategy.validate_update(change.target, &new, old),
     };
     if !faults.is_empty() {
         let name = metadata::name(&new);

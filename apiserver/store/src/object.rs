@@ -1,6 +1,7 @@
 //! An object as the store holds it: once, as the bytes that go out, beside a small header.
 
 use bytes::Bytes;
+use rkube_api::patch::managed::Entries;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::io::Write as _;
@@ -113,7 +114,7 @@ pub enum EncodeError {
 
 impl NewObject {
     /// Encodes a value for the store, leaving `metadata.resourceVersion` out and remembering
-    /// where it belongs.
+    /// where it belongs. Managed fields may be packed.
     pub fn encode(value: &Value, header: Header) -> Result<Self, EncodeError> {
         let fields = value.as_object().ok_or(EncodeError::NotAnObject)?;
         let mut json = Vec::with_capacity(1024);
@@ -158,7 +159,10 @@ fn write_metadata(
     for (name, value) in metadata.iter().filter(|(name, _)| *name != "resourceVersion") {
         separate(json);
         write_name(json, name)?;
-        serde_json::to_writer(&mut *json, value)?;
+        match name.as_str() {
+            "managedFields" => serde_json::to_writer(&mut *json, &Entries(value))?,
+            _ => serde_json::to_writer(&mut *json, value)?,
+        }
     }
     Ok(())
 }
