@@ -1,7 +1,8 @@
 //! The figures, each beside its target and, where there is one, a floor or a peer of the same run.
 //!
 //! `cargo bench --bench figures [-- NAME…]` runs all or those named. Needs root and an otherwise
-//! quiet machine; the load comes from a process of its own (`load`), so that the server's CPU is
+//! quiet machine. How fast that is just then stands in each group's heading, since shared machines
+//! change by a factor of three from one minute to the next. The load comes from a process of its own (`load`), so that the server's CPU is
 //! the server's alone.
 
 mod api;
@@ -12,6 +13,7 @@ mod node;
 mod process;
 mod scale;
 mod up;
+mod yardstick;
 
 use std::process::ExitCode;
 
@@ -91,7 +93,7 @@ fn main() -> ExitCode {
             up::isolate(group.name);
             continue;
         }
-        println!("# {}", group.name);
+        println!("# {}; {}", group.name, yardstick::reading());
         (group.figures)().iter().for_each(Figure::print);
     }
     ExitCode::SUCCESS

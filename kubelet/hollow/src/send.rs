@@ -88,7 +88,10 @@ pub async fn send(
         path: path.into(),
         source: Box::new(source),
     };
-    let mut request = Request::builder().method(method.clone()).uri(path);
+    let mut request = Request::builder()
+        .method(method.clone())
+        .uri(path)
+        .header(http::header::USER_AGENT, "rkube-hollow");
     if let Some(media_type) = content.media_type() {
         request = request.header(http::header::CONTENT_TYPE, media_type);
     }
