@@ -235,21 +235,7 @@ async fn status(
     timeout: Duration,
     revision: i64,
 ) -> Result<()> {
-    let work = async {
-        let mut said = String::new();
-        let mut object = info.object.clone();
-        loop {
-            let (text, done) = progress(info, &object, revision)?;
-            if text != said {
-                ctx.io.line(&text);
-                said = text;
-            }
-            if done || !watch {
-                return Ok(());
-            }
-            object = next_version(ctx, info, &object).await?;
-        }
-    };
+    let work = follow(ctx, info, watch, revision);
     if timeout.is_zero() {
         return work.await;
     }
@@ -258,27 +244,42 @@ async fn status(
         .unwrap_or_else(|_| Err(Error::msg("timed out waiting for the condition")))
 }
 
-/// The object's next version after one.
-async fn next_version(ctx: &Context, info: &Info, object: &Value) -> Result<Value> {
+/// Says how far the rollout is, whenever that changes, until it is done.
+async fn follow(ctx: &Context, info: &Info, watch: bool, revision: i64) -> Result<()> {
     let http = ctx.http().await?;
-    let path = format!(
-        "{}?watch=true&fieldSelector=metadata.name%3D{}&resourceVersion={}",
-        info.collection(),
-        crate::client::escape(&info.name),
-        text(&object["metadata"]["resourceVersion"])
-    );
-    if let Ok(events) = http.watch(&path, JSON).await {
-        let mut events = std::pin::pin!(events);
-        if let Some(Ok(event)) = events.next().await {
-            if event["type"] == "DELETED" {
-                return Err(Error::msg("object has been deleted"));
-            }
-            return Ok(event["object"].clone());
+    let mut said = String::new();
+    let mut tell = |object: &Value| -> Result<bool> {
+        let (text, done) = progress(info, object, revision)?;
+        if text != said {
+            ctx.io.line(&text);
+            said = text;
         }
+        Ok(done || !watch)
+    };
+    let mut object = info.object.clone();
+    while !tell(&object)? {
+        let path = format!(
+            "{}?watch=true&fieldSelector=metadata.name%3D{}&resourceVersion={}",
+            info.collection(),
+            crate::client::escape(&info.name),
+            text(&object["metadata"]["resourceVersion"])
+        );
+        if let Ok(events) = http.watch(&path, JSON).await {
+            let mut events = std::pin::pin!(events);
+            while let Some(Ok(event)) = events.next().await {
+                if event["type"] == "DELETED" {
+                    return Err(Error::msg("object has been deleted"));
+                }
+                if tell(&event["object"])? {
+                    return Ok(());
+                }
+            }
+        }
+        // The watch is over: look, and go on from there.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        object = http.get(&info.path()).await?;
     }
-    // The watch is over without news: look.
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    http.get(&info.path()).await
+    Ok(())
 }
 
 /// A deployment's replica sets in the order of their revisions.
