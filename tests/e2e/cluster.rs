@@ -35,10 +35,14 @@ pub fn run(program: &str, args: &[&str]) -> Ran {
     finish(Command::new(program).args(args).stdin(Stdio::null()), program)
 }
 
-/// Runs a program whose input stays open and empty until it has ended, as a person's terminal.
-pub fn run_at_a_terminal(program: &str, args: &[&str]) -> Ran {
+/// Runs a shell's line at a terminal of its own, whose keyboard nobody touches.
+///
+/// The shell is named, or `script` takes whatever the caller's environment calls one.
+pub fn run_at_a_terminal(line: &str) -> Ran {
     let (input, _held_open) = std::io::pipe().expect("a pipe");
-    finish(Command::new(program).args(args).stdin(input), program)
+    let mut script = Command::new("script");
+    script.args(["-qec", line, "/dev/null"]).env("SHELL", "/bin/sh").stdin(input);
+    finish(&mut script, line)
 }
 
 fn finish(command: &mut Command, what: &str) -> Ran {

@@ -16,11 +16,15 @@ mod workloads;
 use cluster::Cluster;
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::os::unix::process::CommandExt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::{Command, ExitCode};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// A test: its name and what it does with the cluster.
 pub type Test = (&'static str, fn(&Cluster));
+
+/// What failed, to be told once more after the cluster's logs.
+static FAILURES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 const INSIDE: &str = "RKUBE_E2E_INSIDE";
 
@@ -37,12 +41,24 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let cluster = Arc::new(Cluster::start());
     let conclusion = libtest_mimic::run(&arguments, trials(Some(cluster.clone())));
-    let clean = std::panic::catch_unwind(|| cluster.stop_and_look());
+    let clean = noted("what is left behind", || cluster.stop_and_look());
     if conclusion.has_failed() || clean.is_err() {
         cluster.show_logs();
+        FAILURES.lock().unwrap().iter().for_each(|failure| eprintln!("FAILED {failure}"));
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
+}
+
+/// Does `what`; notes its panic under `name`.
+fn noted(name: &str, what: impl FnOnce()) -> std::thread::Result<()> {
+    let done = catch_unwind(AssertUnwindSafe(what));
+    if let Err(panic) = &done {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref().copied()).unwrap_or("panicked");
+        FAILURES.lock().unwrap().push(format!("{name}: {text}"));
+    }
+    done
 }
 
 /// Runs this program again as the first process of fresh namespaces.
@@ -73,10 +89,10 @@ fn trials(cluster: Option<Arc<Cluster>>) -> Vec<Trial> {
     tests
         .map(|(group, (name, test))| {
             let cluster = cluster.clone();
-            Trial::test(format!("{group}::{name}"), move || {
+            let name = format!("{group}::{name}");
+            Trial::test(name.clone(), move || {
                 let cluster = cluster.ok_or_else(|| Failed::from("no cluster"))?;
-                test(&cluster);
-                Ok(())
+                noted(&name, || test(&cluster)).map_err(|panic| resume_unwind(panic))
             })
         })
         .collect()

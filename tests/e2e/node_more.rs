@@ -63,11 +63,13 @@ fn terminal(cluster: &Cluster) {
         crate::kubectl::kubectls().into_iter().map(|(_, path)| path).collect();
     programs.push(env!("CARGO_BIN_EXE_rkubectl").into());
     for program in programs {
+        // In a process group of its own, as `timeout` makes by default, the program would be
+        // stopped as soon as it set the terminal.
         let line = format!(
-            "stty rows 33 cols 101; KUBECONFIG={} timeout 60 {program} -n {ns} exec -it p -- sh -c '{sized}'",
+            "stty rows 33 cols 101; KUBECONFIG={} timeout --foreground 60 {program} -n {ns} exec -it p -- sh -c '{sized}'",
             cluster.kubeconfig()
         );
-        let ran = run_at_a_terminal("script", &["-qec", &line, "/dev/null"]);
+        let ran = run_at_a_terminal(&line);
         assert!(ran.code == 5 && ran.stdout.contains("/dev/pts/"), "{program}: {ran:?}");
     }
 }
