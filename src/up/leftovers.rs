@@ -15,10 +15,6 @@ pub async fn remove(names: &Names) -> Result<()> {
     let table = names.table();
     run("nft", &["-f", "-"], &format!("add table ip {table}\ndelete table ip {table}\n")).await?;
     remove_cgroup(&names.cgroup(None)).await;
-    // Their common parent goes with the last of them.
-    for hierarchy in hierarchies() {
-        let _ = std::fs::remove_dir(hierarchy.join("rkube"));
-    }
     Ok(())
 }
 

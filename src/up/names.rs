@@ -41,8 +41,8 @@ impl Names {
     /// The cgroup below which all pods of a node run, or those of all nodes.
     pub fn cgroup(&self, node: Option<&str>) -> String {
         match node {
-            Some(node) => format!("/rkube/{}/{node}", self.id),
-            None => format!("/rkube/{}", self.id),
+            Some(node) => format!("/rkube-{}/{node}", self.id),
+            None => format!("/rkube-{}", self.id),
         }
     }
 

@@ -22,19 +22,21 @@ pub struct PlainPod {
 pub struct Plain {
     runtime: Containerd,
     image: String,
+    /// Below which its pods run.
+    cgroup: String,
 }
 
 impl Plain {
-    /// Of the containerd behind this socket; pulls the image.
-    pub async fn new(socket: &Path) -> Self {
+    /// Of the containerd behind this socket; pulls the image. Its pods run below the cgroup.
+    pub async fn new(socket: &Path, cgroup: String) -> Self {
         let runtime = Containerd::new(&socket.display().to_string());
         let image = runtime.pull_image(IMAGE, None).await.expect("the image");
-        Plain { runtime, image }
+        Plain { runtime, image, cgroup }
     }
 
     /// Starts a pod of one container.
     pub async fn up(&self, name: &str) -> PlainPod {
-        let sandbox_config = sandbox(name);
+        let sandbox_config = sandbox(name, &self.cgroup);
         let sandbox = self.runtime.run_sandbox(&sandbox_config).await.expect("a sandbox");
         let config = container(&self.image);
         let created = self.runtime.create_container(&sandbox, &config, &sandbox_config).await;
@@ -69,7 +71,7 @@ fn namespaces() -> NamespaceOption {
     NamespaceOption { pid: NamespaceMode::Container.into(), ..NamespaceOption::default() }
 }
 
-fn sandbox(name: &str) -> PodSandboxConfig {
+fn sandbox(name: &str, cgroup: &str) -> PodSandboxConfig {
     PodSandboxConfig {
         metadata: Some(PodSandboxMetadata {
             name: name.into(),
@@ -79,7 +81,7 @@ fn sandbox(name: &str) -> PodSandboxConfig {
         }),
         hostname: name.into(),
         linux: Some(LinuxPodSandboxConfig {
-            cgroup_parent: format!("/rkube/bench/{name}"),
+            cgroup_parent: format!("{cgroup}/{name}"),
             security_context: Some(LinuxSandboxSecurityContext {
                 namespace_options: Some(namespaces()),
                 ..LinuxSandboxSecurityContext::default()

@@ -32,7 +32,7 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 pub fn pods() -> Vec<Figure> {
     let up = Up::start();
     let figures = block_on(async {
-        let plain = Plain::new(&up.containerd()).await;
+        let plain = Plain::new(&up.containerd(), up.cgroup()).await;
         let mut user = User::new(&up).await;
         let agent = up.agent();
         // Once for the first time of everything.

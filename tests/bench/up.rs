@@ -108,6 +108,14 @@ impl Up {
         find(&["agent", "--node-name=node-1"])
     }
 
+    /// The cgroup of the node's pods; it goes when the cluster is stopped.
+    pub fn cgroup(&self) -> String {
+        let line = std::fs::read(format!("/proc/{}/cmdline", self.agent())).expect("the agent");
+        let mut words = line.split(|byte| *byte == 0);
+        let given = words.find_map(|word| word.strip_prefix(b"--cgroup-root="));
+        String::from_utf8_lossy(given.expect("the agent's --cgroup-root")).into_owned()
+    }
+
     /// The control plane's process.
     pub fn server(&self) -> u32 {
         find(&["server", "--no-agent"])

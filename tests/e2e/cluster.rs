@@ -211,7 +211,7 @@ impl Cluster {
         // The cgroups of this cluster: another may run beside it.
         let log = self.up_log();
         let id = log.split(" on rk-").nth(1).and_then(|rest| rest.split_whitespace().next());
-        let path = format!("*/rkube/{}*", id.expect("the bridge's name"));
+        let path = format!("*/rkube-{}*", id.expect("the bridge's name"));
         none("cgroups", run("find", &["/sys/fs/cgroup", "-type", "d", "-path", &path]).stdout);
     }
 

@@ -75,11 +75,12 @@ impl Drop for Machines {
         }
         let _ = self.outer.kill();
         let _ = self.outer.wait();
-        let remove = "find /sys/fs/cgroup -depth -type d -path '*/rkube/subnets*' -exec rmdir {} + 2>/dev/null; true";
+        // Named after the folder: another run may be beside this one.
+        let own = self.dir.path().file_name().expect("a name").to_string_lossy();
+        let find = format!("find /sys/fs/cgroup -depth -type d -path '*/{own}*'");
+        let remove = format!("{find} -exec rmdir {{}} + 2>/dev/null; {find}");
         eventually("its cgroups go", 20, || {
-            run("sh", &["-c", remove]).ok();
-            let find = ["/sys/fs/cgroup", "-path", "*/rkube/subnets*"];
-            run("find", &find).stdout.is_empty().then_some(())
+            run("sh", &["-c", &remove]).stdout.is_empty().then_some(())
         });
     }
 }

@@ -29,7 +29,7 @@ until token=$("$rkube" token create --data-dir "$dir/server" 2>/dev/null); do sl
 for n in 1 2; do
     eval "init=\$init$n"
     RKUBE_TOKEN=$token nsenter -t "$init" -m -u -i -n -p "$rkube" agent --node-name "n$n" \
-        --server "https://10.$n.0.1:6443" --data-dir "$dir/n$n" --cgroup-root "/rkube/subnets/n$n" \
+        --server "https://10.$n.0.1:6443" --data-dir "$dir/n$n" --cgroup-root "/$(basename "$dir")/n$n" \
         --registry-mirror "registry.rkube.local=http://10.$n.0.1:5000" >"$dir/n$n.log" 2>&1 &
 done
 until skopeo --insecure-policy copy --quiet --dest-tls-verify=false "$image" \
