@@ -13,8 +13,7 @@ use rcgen::{
 use rkube_apiserver::pki::Pair;
 use rustls::SupportedProtocolVersion;
 use rustls::client::ResolvesClientCert;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::ServerName;
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use std::io::Write;
@@ -80,14 +79,11 @@ fn config(
     version: &'static SupportedProtocolVersion,
     shows: Shows,
 ) -> Arc<rustls::ClientConfig> {
-    let mut roots = rustls::RootCertStore::empty();
-    let ca = CertificateDer::from_pem_slice(h.server.ca_pem().as_bytes()).unwrap();
-    roots.add(ca).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[version])
         .unwrap()
-        .with_root_certificates(roots)
+        .with_root_certificates(common::roots(h.server.ca_pem()))
         .with_client_cert_resolver(Arc::new(shows));
     Arc::new(config)
 }

@@ -33,6 +33,16 @@ impl Info {
         self.resource.collection(self.namespace.as_deref())
     }
 
+    /// Where its changes after one version are watched.
+    pub fn watch_path(&self, version: &Value) -> String {
+        format!(
+            "{}?watch=true&fieldSelector=metadata.name%3D{}&resourceVersion={}",
+            self.collection(),
+            crate::client::escape(&self.name),
+            version["metadata"]["resourceVersion"].as_str().unwrap_or("")
+        )
+    }
+
     /// `deployment.apps/web`
     pub fn shown(&self) -> String {
         self.resource.named(&self.name)

@@ -112,12 +112,6 @@ pub(crate) fn found(live: Option<&Pod>, uid: &str) -> Found {
 
 /// Asks the API server to bind the pod.
 pub(crate) async fn bind(client: &Client, pod: &PodInfo, node: &str) -> Result<(), ClientError> {
-    let failed = |source| ClientError {
-        verb: "bind",
-        kind: "Pod".into(),
-        key: pod.key.clone(),
-        source: Box::new(source),
-    };
     let body = json!({
         "apiVersion": "v1",
         "kind": "Binding",
@@ -128,7 +122,7 @@ pub(crate) async fn bind(client: &Client, pod: &PodInfo, node: &str) -> Result<(
     let params =
         PostParams { field_manager: Some(client.manager().into()), ..PostParams::default() };
     let done = api.create_subresource::<_, IgnoredAny>("binding", &pod.key.name, &params, &body);
-    done.await.map(drop).map_err(failed)
+    done.await.map(drop).map_err(ClientError::of::<Pod>("bind", &pod.key))
 }
 
 /// Reads the pod past all caches; after reads that failed, with a back-off before it.
@@ -148,8 +142,7 @@ mod tests {
     use serde_json::Value;
 
     fn failure(source: kube::Error) -> ClientError {
-        let key = ObjectKey::new("default", "a");
-        ClientError { verb: "bind", kind: "Pod".into(), key, source: Box::new(source) }
+        ClientError::of::<Pod>("bind", &ObjectKey::new("default", "a"))(source)
     }
 
     #[test]

@@ -339,12 +339,10 @@ impl Shell {
 
     fn not_bound(&mut self, mut attempt: Attempt, error: &ClientError, now: Instant) -> Kinds {
         let (pod, verdict) = (&attempt.pod, verdict(error));
-        match verdict {
-            Verdict::Contested => tracing::debug!(pod = %pod.key, %error, "binding overtaken"),
-            Verdict::Refused if error.is_not_found() => {
-                tracing::debug!(pod = %pod.key, %error, "binding overtaken");
-            }
-            _ => tracing::warn!(pod = %pod.key, ?verdict, %error, "binding failed"),
+        if verdict == Verdict::Contested || error.is_not_found() {
+            tracing::debug!(pod = %pod.key, %error, "binding overtaken");
+        } else {
+            tracing::warn!(pod = %pod.key, ?verdict, %error, "binding failed");
         }
         if verdict == Verdict::Refused {
             return self.failed(&attempt, now);
@@ -404,14 +402,14 @@ impl Shell {
         node: &str,
         now: Instant,
     ) -> Kinds {
+        self.snapshot.place(pod, node);
         if node == &*attempt.node {
             self.scheduled(attempt, now);
-            self.snapshot.place(pod, node);
             return Kinds::PODS_MISSING;
         }
-        tracing::debug!(pod = %pod.key, node, wanted = %attempt.node, "bound by somebody else");
+        let pod = &attempt.pod.key;
+        tracing::debug!(%pod, node, wanted = %attempt.node, "bound by somebody else");
         self.count_error();
-        self.snapshot.place(pod, node);
         Kinds::ROOM.or(Kinds::PODS_MISSING).or(Kinds::PODS_IN_THE_WAY)
     }
 

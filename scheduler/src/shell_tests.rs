@@ -219,6 +219,15 @@ fn start(fates: &[(&'static str, Fate)]) -> Running {
     Running { fake, nodes, events, stop, task }
 }
 
+/// With a node that `a` would fill, when what became of its binding is about to be read.
+async fn start_unclear(fates: &[(&'static str, Fate)]) -> Running {
+    let r = start(fates);
+    r.add_node("n", "1");
+    r.add_pod(pod("a", "1"));
+    r.reads(1).await;
+    r
+}
+
 impl Running {
     fn add_node(&self, name: &str, cpu: &str) {
         self.nodes.apply(serde_json::from_value(node(name, cpu)).unwrap());
@@ -382,10 +391,7 @@ async fn an_answer_was_lost_but_the_pod_is_bound() {
 
 #[tokio::test]
 async fn a_lost_binding_is_sent_again_to_the_node_that_kept_its_room() {
-    let r = start(&[("a", Fate::Lost)]);
-    r.add_node("n", "1");
-    r.add_pod(pod("a", "1"));
-    r.reads(1).await;
+    let r = start_unclear(&[("a", Fate::Lost)]).await;
     r.add_node("m", "1");
     r.add_pod(pod("b", "1"));
     assert_eq!((r.bound_to("b").await, r.bound_to("a").await), ("m".into(), "n".into()));
@@ -396,10 +402,7 @@ async fn a_lost_binding_is_sent_again_to_the_node_that_kept_its_room() {
 
 #[tokio::test]
 async fn a_copy_that_comes_late_finds_its_room() {
-    let mut r = start(&[("a", Fate::Late)]);
-    r.add_node("n", "1");
-    r.add_pod(pod("a", "1"));
-    r.reads(1).await;
+    let mut r = start_unclear(&[("a", Fate::Late)]).await;
     r.add_pod(pod("b", "1"));
     // The second copy is refused, and what that means is read.
     assert_eq!(r.events(2).await, pairs(&[("FailedScheduling", "b"), ("Scheduled", "a")]));
@@ -469,10 +472,7 @@ async fn a_pod_that_is_gone_takes_no_room() {
 
 #[tokio::test]
 async fn a_refused_copy_frees_the_room() {
-    let r = start(&[("a", Fate::Lost), ("a", Fate::Forbidden)]);
-    r.add_node("n", "1");
-    r.add_pod(pod("a", "1"));
-    r.reads(1).await;
+    let r = start_unclear(&[("a", Fate::Lost), ("a", Fate::Forbidden)]).await;
     r.add_pod(pod("b", "1"));
     assert_eq!(r.bound_to("b").await, "n");
     assert_eq!(r.bindings(), pairs(&[("a", "n"), ("a", "n"), ("b", "n")]));
@@ -481,10 +481,7 @@ async fn a_refused_copy_frees_the_room() {
 
 #[tokio::test]
 async fn a_pod_that_goes_before_it_is_bound_takes_no_room() {
-    let r = start(&[("a", Fate::Lost)]);
-    r.add_node("n", "1");
-    r.add_pod(pod("a", "1"));
-    r.reads(1).await;
+    let r = start_unclear(&[("a", Fate::Lost)]).await;
     let mut leaving = pod("a", "1");
     leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
     leaving["metadata"]["finalizers"] = json!(["example.com/hold"]);
@@ -497,10 +494,7 @@ async fn a_pod_that_goes_before_it_is_bound_takes_no_room() {
 
 #[tokio::test]
 async fn a_lost_binding_is_not_sent_again_to_a_cordoned_node() {
-    let r = start(&[("a", Fate::Lost)]);
-    r.add_node("n", "1");
-    r.add_pod(pod("a", "1"));
-    r.reads(1).await;
+    let r = start_unclear(&[("a", Fate::Lost)]).await;
     let mut cordoned = node("n", "1");
     cordoned["spec"] = json!({"unschedulable": true});
     cordoned["metadata"]["resourceVersion"] = "2".into();

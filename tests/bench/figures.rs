@@ -2,8 +2,8 @@
 //!
 //! `cargo bench --bench figures [-- NAME…]` runs all or those named. Needs root and an otherwise
 //! quiet machine. How fast that is just then stands in each group's heading, since shared machines
-//! change by a factor of three from one minute to the next. The load comes from a process of its own (`load`), so that the server's CPU is
-//! the server's alone.
+//! change by a factor of three from one minute to the next. The load comes from a process of its
+//! own (`load`), so that the server's CPU is the server's alone.
 
 mod api;
 mod connection;

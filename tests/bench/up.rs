@@ -110,10 +110,9 @@ impl Up {
 
     /// The cgroup of the node's pods; it goes when the cluster is stopped.
     pub fn cgroup(&self) -> String {
-        let line = std::fs::read(format!("/proc/{}/cmdline", self.agent())).expect("the agent");
-        let mut words = line.split(|byte| *byte == 0);
-        let given = words.find_map(|word| word.strip_prefix(b"--cgroup-root="));
-        String::from_utf8_lossy(given.expect("the agent's --cgroup-root")).into_owned()
+        let arguments = arguments(self.agent());
+        let given = arguments.iter().find_map(|word| word.strip_prefix("--cgroup-root="));
+        given.expect("the agent's --cgroup-root").to_owned()
     }
 
     /// The control plane's process.
@@ -129,16 +128,21 @@ impl Up {
 }
 
 /// The process of rkube itself (not of what starts it) with these arguments.
-fn find(arguments: &[&str]) -> u32 {
+fn find(wanted: &[&str]) -> u32 {
     let matches = |pid: u32| {
         let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-        program.ends_with("rkube") && arguments.iter().all(|a| words.contains(&a.as_bytes()))
+        let words = arguments(pid);
+        program.ends_with("rkube") && wanted.iter().all(|w| words.iter().any(|word| word == w))
     };
     let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
     let mut pids = processes.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
-    pids.find(|pid| matches(*pid)).unwrap_or_else(|| panic!("no rkube {arguments:?} runs"))
+    pids.find(|pid| matches(*pid)).unwrap_or_else(|| panic!("no rkube {wanted:?} runs"))
+}
+
+/// What a process was started with; nothing if it is gone.
+fn arguments(pid: u32) -> Vec<String> {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
 /// Seconds since the machine's start.

@@ -16,7 +16,7 @@ mod workloads;
 use cluster::Cluster;
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::os::unix::process::CommandExt;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode};
 use std::sync::{Arc, Mutex};
 
@@ -50,15 +50,14 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Does `what`; notes its panic under `name`.
-fn noted(name: &str, what: impl FnOnce()) -> std::thread::Result<()> {
-    let done = catch_unwind(AssertUnwindSafe(what));
-    if let Err(panic) = &done {
+/// Does `what`; notes its panic under `name` and gives what it said.
+fn noted(name: &str, what: impl FnOnce()) -> Result<(), String> {
+    catch_unwind(AssertUnwindSafe(what)).map_err(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref().copied()).unwrap_or("panicked");
         FAILURES.lock().unwrap().push(format!("{name}: {text}"));
-    }
-    done
+        text.to_owned()
+    })
 }
 
 /// Runs this program again as the first process of fresh namespaces.
@@ -92,7 +91,7 @@ fn trials(cluster: Option<Arc<Cluster>>) -> Vec<Trial> {
             let name = format!("{group}::{name}");
             Trial::test(name.clone(), move || {
                 let cluster = cluster.ok_or_else(|| Failed::from("no cluster"))?;
-                noted(&name, || test(&cluster)).map_err(|panic| resume_unwind(panic))
+                Ok(noted(&name, || test(&cluster))?)
             })
         })
         .collect()

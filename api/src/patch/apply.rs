@@ -13,7 +13,6 @@ use crate::error::{ApiError, Cause, Reason};
 use crate::meta::GroupVersionKind;
 use crate::schema::{Schema, TypeId};
 use jiff::Timestamp;
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 /// More entries of updates than this are folded into one (as upstream does).
@@ -185,8 +184,7 @@ impl Entry {
             _ => return None,
         };
         let set = match value.get("fieldsV1") {
-            Some(Value::String(text)) => serde_json::from_str(text).ok()?,
-            Some(fields) => FieldSet::deserialize(fields).ok()?,
+            Some(fields) => serde_json::from_str(fields.as_str()?).ok()?,
             None => FieldSet::default(),
         };
         let time = value.get("time").and_then(Value::as_str).map(String::from);

@@ -33,12 +33,7 @@ pub fn key_of(kind: &Kind, namespace: &str, name: &str) -> Key {
 /// # Errors
 /// 500 if the store holds what is no JSON.
 pub fn value_of(kind: &Kind, object: &Object) -> Result<Value, ApiError> {
-    let value: Value = serde_json::from_slice(&object.json)
-        .map_err(|e| ApiError::internal(format!("decoding {:?}: {e}", object.key)))?;
-    Ok(match &kind.stored_as {
-        Some(conversion) => (conversion.from_stored)(value),
-        None => value,
-    })
+    read(kind, object, |json| serde_json::from_slice(json))
 }
 
 /// The same with packed managed fields, to be changed and written back.
@@ -46,7 +41,15 @@ pub fn value_of(kind: &Kind, object: &Object) -> Result<Value, ApiError> {
 /// # Errors
 /// 500 if the store holds what is no JSON.
 pub fn packed_of(kind: &Kind, object: &Object) -> Result<Value, ApiError> {
-    let value = managed::parse(&object.json)
+    read(kind, object, managed::parse)
+}
+
+fn read(
+    kind: &Kind,
+    object: &Object,
+    parse: impl FnOnce(&[u8]) -> serde_json::Result<Value>,
+) -> Result<Value, ApiError> {
+    let value = parse(&object.json)
         .map_err(|e| ApiError::internal(format!("decoding {:?}: {e}", object.key)))?;
     Ok(match &kind.stored_as {
         Some(conversion) => (conversion.from_stored)(value),

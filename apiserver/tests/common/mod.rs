@@ -119,15 +119,20 @@ impl Answer {
     }
 }
 
+/// Whom a client with this CA believes.
+pub fn roots(ca_pem: &str) -> rustls::RootCertStore {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap()).unwrap();
+    roots
+}
+
 impl Client {
     pub fn new(address: SocketAddr, ca_pem: &str, pair: Option<Pair>) -> Self {
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
-            .with_root_certificates(roots);
+            .with_root_certificates(roots(ca_pem));
         let mut config = match pair {
             Some(pair) => {
                 let (chain, key) = pair.der().unwrap();
@@ -136,7 +141,7 @@ impl Client {
             None => builder.with_no_client_auth(),
         };
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Client { address, tls: Arc::new(config) }
+        Client::with(address, Arc::new(config))
     }
 
     /// With settings of its own.

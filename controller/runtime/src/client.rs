@@ -34,6 +34,19 @@ pub struct ClientError {
 }
 
 impl ClientError {
+    /// What the failure of a call for an object of this kind is told as.
+    pub fn of<K: Cached>(
+        verb: &'static str,
+        key: &ObjectKey,
+    ) -> impl FnOnce(kube::Error) -> ClientError {
+        move |source| ClientError {
+            verb,
+            kind: K::kind(&()).into_owned(),
+            key: key.clone(),
+            source: Box::new(source),
+        }
+    }
+
     /// The object is not there.
     pub fn is_not_found(&self) -> bool {
         self.reason() == "NotFound"
@@ -114,7 +127,8 @@ impl Client {
         let api = K::api(self.kube.clone(), &key.namespace);
         let params =
             PostParams { field_manager: Some(self.manager.to_string()), ..Default::default() };
-        let created = api.create(&params, object).await.map_err(failed::<K>("create", &key))?;
+        let created =
+            api.create(&params, object).await.map_err(ClientError::of::<K>("create", &key))?;
         Ok(self.remember(created))
     }
 
@@ -126,7 +140,7 @@ impl Client {
     ) -> Result<K, ClientError> {
         let api = K::api(self.kube.clone(), &key.namespace);
         let done = api.patch(&key.name, &self.patch_params(&patch), &patch).await;
-        Ok(self.remember(done.map_err(failed::<K>("patch", key))?))
+        Ok(self.remember(done.map_err(ClientError::of::<K>("patch", key))?))
     }
 
     /// Patches an object's status.
@@ -137,7 +151,7 @@ impl Client {
     ) -> Result<K, ClientError> {
         let api = K::api(self.kube.clone(), &key.namespace);
         let done = api.patch_status(&key.name, &self.patch_params(&patch), &patch).await;
-        Ok(self.remember(done.map_err(failed::<K>("patch status of", key))?))
+        Ok(self.remember(done.map_err(ClientError::of::<K>("patch status of", key))?))
     }
 
     /// Deletes an object. That it is gone already is an error of its own
@@ -148,7 +162,8 @@ impl Client {
         params: &DeleteParams,
     ) -> Result<(), ClientError> {
         let api = K::api(self.kube.clone(), &key.namespace);
-        let done = api.delete(&key.name, params).await.map_err(failed::<K>("delete", key))?;
+        let done =
+            api.delete(&key.name, params).await.map_err(ClientError::of::<K>("delete", key))?;
         if let Some(object) = done.left().filter(|o| o.object_meta().deletion_timestamp.is_some()) {
             self.remember(object);
         }
@@ -158,7 +173,7 @@ impl Client {
     /// Reads an object from the API server, past the cache.
     pub async fn get_live<K: Cached>(&self, key: &ObjectKey) -> Result<Option<K>, ClientError> {
         let api = K::api(self.kube.clone(), &key.namespace);
-        api.get_opt(&key.name).await.map_err(failed::<K>("get", key))
+        api.get_opt(&key.name).await.map_err(ClientError::of::<K>("get", key))
     }
 
     /// Reads an object of any kind from the API server.
@@ -212,19 +227,6 @@ impl Client {
             store.apply(object.clone());
         }
         object
-    }
-}
-
-fn failed<K: Cached>(
-    verb: &'static str,
-    key: &ObjectKey,
-) -> impl FnOnce(kube::Error) -> ClientError {
-    let key = key.clone();
-    move |source| ClientError {
-        verb,
-        kind: K::kind(&()).into_owned(),
-        key,
-        source: Box::new(source),
     }
 }
 

@@ -146,13 +146,8 @@ impl Namespaces {
             .body(body)?;
         let kube = self.ctx.client.kube();
         let done = kube.request::<serde_json::Value>(request).await.map(drop);
-        let failed = |source| ClientError {
-            verb: "finalize",
-            kind: "Namespace".into(),
-            key: ObjectKey::cluster(&name),
-            source: Box::new(source),
-        };
-        Ok(unless_gone(done.map_err(failed))?)
+        let key = ObjectKey::cluster(&name);
+        Ok(unless_gone(done.map_err(ClientError::of::<Namespace>("finalize", &key)))?)
     }
 
     fn api(&self, kind: &Kind, name: &str) -> Api<DynamicObject> {

@@ -231,13 +231,7 @@ async fn gone(ctx: &Context, info: &Info, uid: &str) -> Result<bool> {
     if other(&now) {
         return Ok(true);
     }
-    let path = format!(
-        "{}?watch=true&fieldSelector=metadata.name%3D{}&resourceVersion={}",
-        info.collection(),
-        crate::client::escape(&info.name),
-        now["metadata"]["resourceVersion"].as_str().unwrap_or("")
-    );
-    let mut events = std::pin::pin!(match http.watch(&path, JSON).await {
+    let mut events = std::pin::pin!(match http.watch(&info.watch_path(&now), JSON).await {
         Ok(events) => events,
         Err(e) if e.status().is_some_and(|s| s.code == 410) => return Ok(false),
         Err(e) => return Err(e),

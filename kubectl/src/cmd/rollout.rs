@@ -258,13 +258,7 @@ async fn follow(ctx: &Context, info: &Info, watch: bool, revision: i64) -> Resul
     };
     let mut object = info.object.clone();
     while !tell(&object)? {
-        let path = format!(
-            "{}?watch=true&fieldSelector=metadata.name%3D{}&resourceVersion={}",
-            info.collection(),
-            crate::client::escape(&info.name),
-            text(&object["metadata"]["resourceVersion"])
-        );
-        if let Ok(events) = http.watch(&path, JSON).await {
+        if let Ok(events) = http.watch(&info.watch_path(&object), JSON).await {
             let mut events = std::pin::pin!(events);
             while let Some(Ok(event)) = events.next().await {
                 if event["type"] == "DELETED" {

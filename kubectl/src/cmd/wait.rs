@@ -244,13 +244,7 @@ async fn look(
     if holds(&now) {
         return Ok(Some(now));
     }
-    let path = format!(
-        "{}?watch=true&fieldSelector=metadata.name%3D{}&resourceVersion={}",
-        info.collection(),
-        crate::client::escape(&info.name),
-        now["metadata"]["resourceVersion"].as_str().unwrap_or("")
-    );
-    let mut events = std::pin::pin!(http.watch(&path, JSON).await?);
+    let mut events = std::pin::pin!(http.watch(&info.watch_path(&now), JSON).await?);
     while let Some(event) = events.next().await {
         match event {
             Ok(event) if event["type"] == "DELETED" => {
