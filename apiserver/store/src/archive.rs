@@ -5,9 +5,11 @@
 //! is thrown away and begun anew. It is opened some seconds after the first change.
 //!
 //! `o` + key + revision holds the object put there (absent for a deletion); `r` + revision + key
-//! holds the revision of the version before. `m` holds C and L. Invariant: for every change with
+//! holds the revision of the version before. `m` holds C and L, `k` tells the key from others:
+//! objects are encrypted, each with its place as associated data. Invariant: for every change with
 //! a revision in C+1..=L there is its `r`, and the version that it names is there.
 
+use crate::cipher::Cipher;
 use crate::codec::{Names, Reader, write_object};
 use crate::config::StoreConfig;
 use crate::error::StoreError;
@@ -41,6 +43,9 @@ const REST: u32 = 3;
 const OPEN_AFTER: Duration = Duration::from_secs(3);
 /// How often things are tidied when nothing happens.
 const IDLE: Duration = Duration::from_secs(30);
+/// Where in `history/` the encrypted archive lies. What lies beside it was written in plain by
+/// older programs and is removed.
+const SEALED: &str = "sealed";
 /// Bytes of an event beside its objects.
 const EVENT_OVERHEAD: usize = 512;
 
@@ -62,6 +67,7 @@ pub(crate) struct Archive {
 pub(crate) struct ArchiveReader {
     tasks: Sender<Task>,
     database: Database,
+    cipher: Arc<Cipher>,
 }
 
 /// Opened by the thread, closed when the archive begins anew.
@@ -71,16 +77,18 @@ impl Archive {
     /// Starts the thread; `tidy` is called now and then.
     pub(crate) fn start(
         config: &StoreConfig,
+        cipher: Arc<Cipher>,
         tidy: impl Fn() + Send + 'static,
     ) -> Result<(Self, ArchiveReader), StoreError> {
         let (tasks, received) = channel();
         let pending = Arc::new(AtomicUsize::new(0));
         let database = Database::default();
         let worker = Worker {
-            dir: Dirs::of(&config.dir).history,
+            dir: Dirs::of(&config.dir).history.join(SEALED),
             cache_bytes: config.archive_cache_bytes,
             keep_revisions: config.archive_revisions,
             database: database.clone(),
+            cipher: cipher.clone(),
             pending: pending.clone(),
             events: Vec::new(),
             bytes: 0,
@@ -91,7 +99,7 @@ impl Archive {
             .name("store-archive".into())
             .spawn(move || worker.run(&received, tidy))
             .map_err(|source| StoreError::io("start thread", "store-archive", source))?;
-        let reader = ArchiveReader { tasks: tasks.clone(), database };
+        let reader = ArchiveReader { tasks: tasks.clone(), database, cipher };
         Ok((Self { tasks, pending, thread: Some(thread) }, reader))
     }
 
@@ -134,8 +142,8 @@ impl ArchiveReader {
         self.tasks.send(Task::Flush(reply)).ok()?;
         flushed.await.ok()?;
         let database = self.database.read().clone()?;
-        let (view, resource) = (view.clone(), resource.clone());
-        let read = move || match read_root(&database, &view, revision, &resource) {
+        let (view, resource, cipher) = (view.clone(), resource.clone(), self.cipher.clone());
+        let read = move || match read_root((&database, &cipher), &view, revision, &resource) {
             Ok(root) => root,
             Err(error) => {
                 tracing::warn!(%error, "read archive");
@@ -147,7 +155,7 @@ impl ArchiveReader {
 }
 
 fn read_root(
-    database: &sled::Db,
+    (database, cipher): (&sled::Db, &Cipher),
     view: &View,
     revision: u64,
     resource: &str,
@@ -170,7 +178,7 @@ fn read_root(
         if !seen.insert(key.clone()) {
             continue;
         }
-        match read_version(database, &key, &before, &mut names)? {
+        match read_version((database, cipher), &key, &before, &mut names)? {
             Some(object) => restore(&mut root, &key, object),
             None => return Ok(None),
         }
@@ -181,7 +189,7 @@ fn read_root(
 
 /// The version with this revision, Some(None) for 0 (there was none), None if it is missing.
 fn read_version(
-    database: &sled::Db,
+    (database, cipher): (&sled::Db, &Cipher),
     key: &Key,
     revision: &[u8],
     names: &mut Names,
@@ -190,9 +198,9 @@ fn read_version(
     if revision == 0 {
         return Ok(Some(None));
     }
-    let Some(bytes) = database.get(object_key(&key_bytes(key), revision))? else {
-        return Ok(None);
-    };
+    let place = object_key(&key_bytes(key), revision);
+    let Some(sealed) = database.get(&place)? else { return Ok(None) };
+    let Some(bytes) = cipher.open(&sealed, &place) else { return Ok(None) };
     Ok(Reader::new(&bytes).object(names).ok().map(|object| Some(Arc::new(object))))
 }
 
@@ -237,6 +245,7 @@ struct Worker {
     cache_bytes: u64,
     keep_revisions: u64,
     database: Database,
+    cipher: Arc<Cipher>,
     pending: Arc<AtomicUsize>,
     events: Vec<Arc<Event>>,
     bytes: usize,
@@ -246,6 +255,7 @@ struct Worker {
 
 impl Worker {
     fn run(mut self, tasks: &Receiver<Task>, tidy: impl Fn()) {
+        self.remove_plain();
         loop {
             let rest = self.rest_until.saturating_duration_since(Instant::now());
             let wait = if self.events.is_empty() { IDLE } else { rest.max(WRITE_AFTER) };
@@ -326,9 +336,11 @@ impl Worker {
         batch.insert(revision_key(event.revision, &key), &before.to_be_bytes());
         if let Some(previous) = &event.previous {
             // The newest version is in memory; it is written once it is no longer the newest.
-            let mut bytes = Vec::with_capacity(previous.json.len() + 128);
-            write_object(&mut bytes, previous);
-            batch.insert(object_key(&key, previous.revision), bytes);
+            let place = object_key(&key, previous.revision);
+            let mut sealed = Vec::with_capacity(previous.json.len() + 256);
+            let write = |out: &mut Vec<u8>| write_object(out, previous);
+            self.cipher.seal(&mut sealed, write, |_, _| place.clone());
+            batch.insert(place, sealed);
         }
     }
 
@@ -352,14 +364,39 @@ impl Worker {
         if let Some(database) = &*self.database.read() {
             return Ok(database.clone());
         }
-        let database = open_database(&self.dir, self.cache_bytes).or_else(|error| {
+        let database = self.open_database().or_else(|error| {
             tracing::warn!(%error, "open archive; it begins anew");
             let _ = std::fs::remove_dir_all(&self.dir);
-            open_database(&self.dir, self.cache_bytes)
+            self.open_database()
         })?;
         self.span = read_span(&database)?;
         *self.database.write() = Some(database.clone());
         Ok(database)
+    }
+
+    fn open_database(&self) -> sled::Result<sled::Db> {
+        let config = sled::Config::new().path(&self.dir).cache_capacity(self.cache_bytes);
+        let database = config.flush_every_ms(None).open()?;
+        match database.get(b"k")? {
+            Some(check) if self.cipher.knows(&check) => {}
+            None if database.is_empty() => drop(database.insert(b"k", self.cipher.check())?),
+            _ => return Err(sled::Error::Unsupported("it has another key".into())),
+        }
+        Ok(database)
+    }
+
+    fn remove_plain(&self) {
+        let Some(Ok(found)) = self.dir.parent().map(std::fs::read_dir) else { return };
+        for entry in found.flatten().filter(|entry| entry.path() != self.dir) {
+            let path = entry.path();
+            let removed = match path.is_dir() {
+                true => std::fs::remove_dir_all(&path),
+                false => std::fs::remove_file(&path),
+            };
+            if let Err(error) = removed {
+                tracing::warn!(path = %path.display(), %error, "remove old archive");
+            }
+        }
     }
 
     fn begin_anew(&mut self) {
@@ -369,8 +406,4 @@ impl Worker {
             tracing::warn!(%error, "remove archive");
         }
     }
-}
-
-fn open_database(dir: &std::path::Path, cache_bytes: u64) -> sled::Result<sled::Db> {
-    sled::Config::new().path(dir).cache_capacity(cache_bytes).flush_every_ms(None).open()
 }

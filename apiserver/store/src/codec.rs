@@ -1,18 +1,32 @@
 //! How commands and objects are written into log entries and snapshots: compact, without JSON to
 //! parse, versioned by the records that carry them.
 //!
+//! What is proposed is an item: its kind, its request id, what its sender had applied when it
+//! first sent it (`since`), and the rest. An entry is a version and items with their lengths, so
+//! a leader puts together what it was sent without reading it again.
+//!
 //! Numbers are little-endian or LEB128, texts and byte strings carry their length. Reading never
 //! panics and never allocates more than the input has.
 
 use crate::command::{Command, Precondition, Write};
+use crate::member::{MemberChange, MemberInfo};
 use crate::object::{Header, Key, NewObject, Object};
 use crate::state::Answer;
 use bytes::Bytes;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// The version of [`write_command`]'s form; the first byte of every log entry with commands.
-pub(crate) const COMMANDS_VERSION: u8 = 1;
+/// The first byte of every log entry with items.
+pub(crate) const ENTRY_VERSION: u8 = 2;
+/// Entries of version 1 hold commands alone, without kinds and lengths.
+const FIRST_VERSION: u8 = 1;
+
+const ITEM_COMMAND: u8 = 1;
+const ITEM_CHANGE: u8 = 2;
+/// Where an item says what its sender had applied.
+const SINCE_AT: usize = 17;
+/// An item's kind, request id and `since`.
+pub(crate) const ITEM_HEAD: usize = 25;
 
 /// Why bytes can't be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -94,9 +108,86 @@ fn put_header(out: &mut Vec<u8>, header: &Header) {
     }
 }
 
-/// Writes one command, as [`Reader::command`] reads it.
+/// What an entry asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Item {
+    Command { since: u64, command: Command },
+    Change { request_id: u128, change: MemberChange },
+}
+
+fn write_item_head(out: &mut Vec<u8>, kind: u8, request_id: u128) {
+    out.push(kind);
+    out.extend_from_slice(&request_id.to_le_bytes());
+    put_u64(out, 0);
+}
+
+/// Writes an item with a command; `since` is stamped later.
 pub(crate) fn write_command(out: &mut Vec<u8>, command: &Command) {
-    out.extend_from_slice(&command.request_id.to_le_bytes());
+    write_item_head(out, ITEM_COMMAND, command.request_id);
+    write_command_body(out, command);
+}
+
+/// An item with a change of members.
+pub(crate) fn change_item(request_id: u128, change: &MemberChange) -> Vec<u8> {
+    let mut out = Vec::with_capacity(ITEM_HEAD + 128);
+    write_item_head(&mut out, ITEM_CHANGE, request_id);
+    write_change(&mut out, change);
+    out
+}
+
+/// Notes in an item what its sender has applied.
+pub(crate) fn stamp_since(item: &mut [u8], since: u64) {
+    item[SINCE_AT..ITEM_HEAD].copy_from_slice(&since.to_le_bytes());
+}
+
+/// The request id of an item; None if it is too short to be one.
+pub(crate) fn request_id(item: &[u8]) -> Option<u128> {
+    let id = item.get(1..SINCE_AT)?.try_into().ok()?;
+    Some(u128::from_le_bytes(id)).filter(|_| item.len() >= ITEM_HEAD)
+}
+
+/// The change of members that an item asks for, if it does.
+pub(crate) fn change_of(item: &[u8]) -> Option<MemberChange> {
+    if item.first() != Some(&ITEM_CHANGE) {
+        return None;
+    }
+    match Reader::new(item).item(&mut Names::default()) {
+        Ok(Item::Change { change, .. }) => Some(change),
+        _ => None,
+    }
+}
+
+/// Adds an item to an entry's data.
+pub(crate) fn put_item(data: &mut Vec<u8>, item: &[u8]) {
+    if data.is_empty() {
+        data.push(ENTRY_VERSION);
+    }
+    put_bytes(data, item);
+}
+
+/// Writes a change of members, as [`Reader::change`] reads it.
+fn write_change(out: &mut Vec<u8>, change: &MemberChange) {
+    let (tag, id) = match change {
+        MemberChange::Add { id, .. } => (1, *id),
+        MemberChange::Update { id, .. } => (2, *id),
+        MemberChange::Promote(id) => (3, *id),
+        MemberChange::Remove(id) => (4, *id),
+    };
+    out.push(tag);
+    put_u64(out, id);
+    if let MemberChange::Add { info, .. } | MemberChange::Update { info, .. } = change {
+        write_info(out, info);
+    }
+}
+
+/// Writes how a member is found, as [`Reader::info`] reads it.
+pub(crate) fn write_info(out: &mut Vec<u8>, info: &MemberInfo) {
+    for text in [&info.name, &info.peer_address, &info.api_url, &info.version] {
+        put_bytes(out, text.as_bytes());
+    }
+}
+
+fn write_command_body(out: &mut Vec<u8>, command: &Command) {
     // Raft's terms begin at 1.
     put_u64(out, command.term.unwrap_or(0));
     put_count(out, command.preconditions.len());
@@ -209,7 +300,7 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    fn u128(&mut self) -> Read<u128> {
+    pub(crate) fn u128(&mut self) -> Read<u128> {
         Ok(u128::from_le_bytes(self.array()?))
     }
 
@@ -235,7 +326,7 @@ impl<'a> Reader<'a> {
     }
 
     /// `count` items; their number is bounded by the input, since each takes at least a byte.
-    fn list<T>(&mut self, mut item: impl FnMut(&mut Self) -> Read<T>) -> Read<Vec<T>> {
+    pub(crate) fn list<T>(&mut self, mut item: impl FnMut(&mut Self) -> Read<T>) -> Read<Vec<T>> {
         let n = self.count()?;
         let mut items = Vec::with_capacity(n.min(self.rest.len()));
         for _ in 0..n {
@@ -264,9 +355,38 @@ impl<'a> Reader<'a> {
         u32::try_from(self.u64()?).map_err(|_| CodecError::Range)
     }
 
-    /// One command.
-    pub(crate) fn command(&mut self, names: &mut Names) -> Read<Command> {
-        let request_id = self.u128()?;
+    /// One item, to its end.
+    pub(crate) fn item(&mut self, names: &mut Names) -> Read<Item> {
+        let (kind, request_id, since) = (self.u8()?, self.u128()?, self.u64()?);
+        let item = match kind {
+            ITEM_COMMAND => Item::Command { since, command: self.command(request_id, names)? },
+            ITEM_CHANGE => Item::Change { request_id, change: self.change()? },
+            tag => return Err(CodecError::Tag(tag)),
+        };
+        if !self.is_empty() {
+            return Err(CodecError::Range);
+        }
+        Ok(item)
+    }
+
+    fn change(&mut self) -> Read<MemberChange> {
+        let (tag, id) = (self.u8()?, self.u64()?);
+        Ok(match tag {
+            1 => MemberChange::Add { id, info: self.info()? },
+            2 => MemberChange::Update { id, info: self.info()? },
+            3 => MemberChange::Promote(id),
+            4 => MemberChange::Remove(id),
+            tag => return Err(CodecError::Tag(tag)),
+        })
+    }
+
+    /// How a member is found.
+    pub(crate) fn info(&mut self) -> Read<MemberInfo> {
+        let mut text = || self.text().map(str::to_owned);
+        Ok(MemberInfo { name: text()?, peer_address: text()?, api_url: text()?, version: text()? })
+    }
+
+    fn command(&mut self, request_id: u128, names: &mut Names) -> Read<Command> {
         let term = Some(self.u64()?).filter(|term| *term != 0);
         let preconditions = self.list(|r| r.precondition(names))?;
         let writes = self.list(|r| r.write(names))?;
@@ -327,27 +447,46 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The commands of a log entry's data; none for the empty entry of a new leader.
-pub(crate) fn read_commands(data: &[u8], names: &mut Names) -> Read<Vec<Command>> {
+/// The items of a log entry's data; none for the empty entry of a new leader. Whatever is not known
+/// here is an error: a member that skipped it would differ from the others.
+pub(crate) fn read_entry(data: &[u8], names: &mut Names) -> Read<Vec<Item>> {
     let mut reader = Reader::new(data);
+    let mut items = Vec::new();
     if reader.is_empty() {
-        return Ok(Vec::new());
+        return Ok(items);
     }
-    match reader.u8()? {
-        COMMANDS_VERSION => {}
-        version => return Err(CodecError::Version(version)),
-    }
-    let mut commands = Vec::new();
+    let version = reader.u8()?;
     while !reader.is_empty() {
-        commands.push(reader.command(names)?);
+        items.push(match version {
+            // Who wrote these had applied all that was before: it was alone.
+            FIRST_VERSION => {
+                let request_id = reader.u128()?;
+                let command = reader.command(request_id, names)?;
+                Item::Command { since: u64::MAX, command }
+            }
+            ENTRY_VERSION => Reader::new(reader.bytes()?).item(names)?,
+            version => return Err(CodecError::Version(version)),
+        });
     }
-    Ok(commands)
+    Ok(items)
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// An entry's data with these commands, whose sender had applied what `since` says.
+    pub(crate) fn entry_data(commands: &[Command], since: u64) -> Vec<u8> {
+        let mut data = Vec::new();
+        for command in commands {
+            let mut item = Vec::new();
+            write_command(&mut item, command);
+            stamp_since(&mut item, since);
+            put_item(&mut data, &item);
+        }
+        data
+    }
 
     fn command() -> impl Strategy<Value = Command> {
         let key = ("[a-z]{1,3}", "[a-z]{0,3}", "[a-zé]{1,5}")
@@ -396,20 +535,53 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn commands_come_back(commands in prop::collection::vec(command(), 0..4)) {
-            let mut data = vec![COMMANDS_VERSION];
-            commands.iter().for_each(|command| write_command(&mut data, command));
-            let read = read_commands(&data, &mut Names::default());
-            prop_assert_eq!(read, Ok(commands));
+            for command in &commands {
+                let mut item = Vec::new();
+                write_command(&mut item, command);
+                prop_assert_eq!(request_id(&item), Some(command.request_id));
+            }
+            let data = entry_data(&commands, 7);
+            let read = read_entry(&data, &mut Names::default());
+            let items = commands.into_iter().map(|command| Item::Command { since: 7, command });
+            prop_assert_eq!(read, Ok(items.collect()));
         }
 
         #[test]
         fn no_input_panics(mut data in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = read_commands(&data, &mut Names::default());
-            if let Some(version) = data.first_mut() {
-                *version = COMMANDS_VERSION;
+            for first in [None, Some(FIRST_VERSION), Some(ENTRY_VERSION)] {
+                if let (Some(version), Some(first)) = (data.first_mut(), first) {
+                    *version = first;
+                }
+                let _ = read_entry(&data, &mut Names::default());
             }
-            let _ = read_commands(&data, &mut Names::default());
             let _ = Reader::new(&data).object(&mut Names::default());
         }
+    }
+    #[test]
+    fn a_change_of_members_comes_back_and_what_is_not_known_is_refused() {
+        let info = MemberInfo { name: "a".into(), ..MemberInfo::default() };
+        for change in [
+            MemberChange::Add { id: 3, info: info.clone() },
+            MemberChange::Update { id: 4, info },
+            MemberChange::Promote(5),
+            MemberChange::Remove(6),
+        ] {
+            let mut data = Vec::new();
+            put_item(&mut data, &change_item(9, &change));
+            let item = Item::Change { request_id: 9, change };
+            assert_eq!(read_entry(&data, &mut Names::default()), Ok(vec![item]));
+        }
+        let mut item = change_item(9, &MemberChange::Promote(5));
+        item[0] = 99;
+        let mut data = Vec::new();
+        put_item(&mut data, &item);
+        let names = &mut Names::default();
+        assert_eq!(read_entry(&data, names), Err(CodecError::Tag(99)));
+        assert_eq!(read_entry(&[ENTRY_VERSION + 1, 0], names), Err(CodecError::Version(3)));
+        item.push(0);
+        item[0] = ITEM_CHANGE;
+        data.clear();
+        put_item(&mut data, &item);
+        assert_eq!(read_entry(&data, names), Err(CodecError::Range));
     }
 }

@@ -1,5 +1,7 @@
 //! The store's settings.
 
+use crate::files::Begin;
+use crate::member::{Member, MemberInfo, TICK};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,8 +10,17 @@ use std::time::Duration;
 pub struct StoreConfig {
     /// Where `wal/`, `snap/` and `history/` lie; made if absent.
     pub dir: PathBuf,
-    /// This member's Raft id, never 0 and never used again after the member's data are lost.
-    pub node_id: u64,
+    /// What the member is if the directory is new.
+    pub begin: Begin,
+    /// The members that one that joins is told of: it knows no others until its first snapshot.
+    pub seeds: Vec<Member>,
+    /// A file with the key of log and snapshots, 32 bytes in hex; None: `key` in `dir`, made if
+    /// the store is new.
+    pub encryption_key: Option<PathBuf>,
+    /// What this member says of itself; the cluster is told when it is something else than before.
+    pub info: MemberInfo,
+    /// Most bytes of a snapshot sent to one member in a second.
+    pub snapshot_bytes_per_second: usize,
     /// Size of a log file, allocated ahead.
     pub segment_bytes: u64,
     /// A snapshot is taken when the log has grown by this much since the last one.
@@ -23,7 +34,7 @@ pub struct StoreConfig {
     pub history_bytes: usize,
     /// How long events are kept at most.
     pub history_age: Duration,
-    /// For how many log entries a request id is remembered.
+    /// For how many log entries a request id is remembered; the same on all members.
     pub remember_entries: u64,
     /// Keep old versions of objects in `history/` for exact reads beyond the watch history.
     pub archive: bool,
@@ -38,17 +49,25 @@ impl StoreConfig {
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
-            node_id: 1,
+            begin: Begin::Found,
+            seeds: Vec::new(),
+            encryption_key: None,
+            info: MemberInfo::default(),
+            snapshot_bytes_per_second: 100 << 20,
             segment_bytes: 16 << 20,
             snapshot_every_bytes: 48 << 20,
             entry_bytes: 1 << 20,
             pending_bytes: 32 << 20,
             history_bytes: 32 << 20,
             history_age: Duration::from_secs(300),
-            remember_entries: 1024,
+            remember_entries: 1 << 13,
             archive: true,
             archive_revisions: 100_000,
             archive_cache_bytes: 8 << 20,
         }
+    }
+
+    pub(crate) fn snapshot_bytes_per_tick(&self) -> usize {
+        self.snapshot_bytes_per_second / (Duration::from_secs(1).div_duration_f64(TICK) as usize)
     }
 }

@@ -1,29 +1,32 @@
-//! The thread that owns Raft and the state machine. It waits for inputs, never for the disk:
-//! writing and syncing is the log thread's, snapshots are written by a thread of their own.
+//! The thread that owns a member: takes inputs, hands the log its writes, sends and answers.
 //!
-//! Proposals gather while a write is on its way and become one entry when it has come back, so
-//! the batch grows with the load and one sync serves all of it. States: running; closing (what
-//! was accepted is finished, new calls are refused); then the thread ends. After a fatal error it
-//! ends at once, and every call says why.
+//! It never syncs itself: while the log thread syncs one write, the next proposals gather and
+//! become one entry. States: running; closing (no new proposals; a leader hands over, what was
+//! proposed is finished); finished. After a fatal error it ends at once, and every call says why.
 
 use crate::archive::Archive;
-use crate::codec::COMMANDS_VERSION;
+use crate::cipher::Cipher;
 use crate::command::Outcome;
 use crate::config::StoreConfig;
-use crate::core::{Core, Progress};
+use crate::core::Outgoing;
 use crate::disk::Disk;
 use crate::error::StoreError;
 use crate::files::Dirs;
 use crate::lock::DirLock;
 use crate::log_thread::{LogTask, LogThread};
+use crate::member::{Identity, MemberChange, TICK, Transport};
 use crate::metrics::add;
+use crate::receive_thread::ReceiveThread;
+use crate::replica::{Done, Effect, Replica};
 use crate::shared::Shared;
 use crate::snapshot::{self, Snapshot};
+use crate::state::State;
 use crate::store::Status;
+use crate::ticker::Ticker;
+use crate::upkeep::{LogBytes, may_end};
 use crate::view::View;
 use crate::wal::{LogWrite, Room};
-use raft::eraftpb::{Entry, Message};
-use std::collections::VecDeque;
+use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -33,10 +36,10 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// Inputs taken from the channel at once.
 const INPUTS: usize = 1024;
-
 /// Who waits for an answer.
 pub(crate) enum Caller {
     Propose(Proposer),
+    Change(oneshot::Sender<Result<(), StoreError>>),
     Read(oneshot::Sender<Result<u64, StoreError>>),
 }
 
@@ -46,105 +49,88 @@ pub(crate) struct Proposer {
     pub(crate) permit: OwnedSemaphorePermit,
 }
 
-/// What the driver waits for. The channel is unbounded; what users send is bounded by the
-/// permits, the rest by the driver itself.
+/// What the driver waits for. The channel is unbounded; what users and other members send is
+/// bounded by permits, the rest by the driver itself.
 pub(crate) enum Input {
-    Propose { command: Vec<u8>, proposer: Proposer },
+    Propose {
+        item: Vec<u8>,
+        proposer: Proposer,
+    },
+    Change {
+        change: MemberChange,
+        reply: oneshot::Sender<Result<(), StoreError>>,
+    },
     Read(oneshot::Sender<Result<u64, StoreError>>),
-    Persisted { number: u64, room: Room },
+    Frame {
+        from: u64,
+        frame: Bytes,
+        permit: OwnedSemaphorePermit,
+    },
+    LinkLost(u64),
+    Connect(Box<dyn Transport>),
+    Tick,
+    Persisted {
+        number: u64,
+        room: Room,
+    },
     Prepared(Result<Room, StoreError>),
+    /// A write waits until the disk has room.
+    LogFull,
     LogFailed(StoreError),
     Snapshot(Result<u64, StoreError>),
+    Received {
+        transfer: u64,
+        number: u64,
+        result: Result<Option<State>, StoreError>,
+    },
+    /// Asks for everything as it is now.
+    Export(oneshot::Sender<Outgoing>),
+    Removed,
     Shutdown(Option<oneshot::Sender<()>>),
-}
-
-/// Where messages to other members go.
-pub(crate) trait Transport: Send {
-    /// Sends in order, each message once, or loses it. Never blocks.
-    fn send(&mut self, messages: Vec<Message>);
-}
-
-/// The only member has nobody to write to.
-pub(crate) struct NoPeers;
-
-impl Transport for NoPeers {
-    fn send(&mut self, _messages: Vec<Message>) {}
 }
 
 /// See the module.
 pub(crate) struct Driver {
     pub(crate) config: StoreConfig,
+    pub(crate) identity: Identity,
     pub(crate) disk: Arc<dyn Disk>,
-    pub(crate) core: Core<Caller>,
+    pub(crate) cipher: Arc<Cipher>,
+    pub(crate) replica: Replica<Caller>,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) transport: Box<dyn Transport>,
+    /// None until [`crate::Store::connect`].
+    pub(crate) transport: Option<Box<dyn Transport>>,
     pub(crate) log: LogThread,
-    pub(crate) room: Room,
+    /// The write that is on its way waits until the disk has room.
+    pub(crate) log_full: bool,
+    pub(crate) receive: ReceiveThread,
+    pub(crate) ticker: Ticker,
     pub(crate) own_inputs: WeakUnboundedSender<Input>,
     pub(crate) archive: Option<Archive>,
     pub(crate) log_bytes: LogBytes,
-    pub(crate) queue: Queue,
-    /// Messages that wait for a write, by its number.
-    pub(crate) held: VecDeque<(u64, Vec<Message>)>,
-    pub(crate) preparing: bool,
     pub(crate) snapshot: Option<JoinHandle<()>>,
-    pub(crate) closing: Option<Vec<oneshot::Sender<()>>>,
+    pub(crate) closing: Option<Closing>,
     /// The directory is this process's until the driver is gone.
     pub(crate) _lock: DirLock,
     /// The last to go: who sees it closed finds the directory free.
     pub(crate) inputs: UnboundedReceiver<Input>,
 }
 
-/// How much log there is behind the last snapshot.
+/// Who waits for the end, and for how many ticks it has been coming.
 #[derive(Default)]
-pub(crate) struct LogBytes {
-    pub(crate) since_snapshot: u64,
-    /// What `since_snapshot` was when the snapshot in work was begun.
-    pub(crate) at_snapshot: u64,
-    pub(crate) snapshot_index: u64,
-}
-
-/// Proposals that wait to become an entry.
-#[derive(Default)]
-pub(crate) struct Queue(VecDeque<(Vec<u8>, Proposer)>);
-
-impl Queue {
-    /// How many of them one entry takes, and with how many bytes.
-    fn batch(&self, most_bytes: usize) -> (usize, usize) {
-        let mut bytes = 1;
-        let fits = |(command, _): &&(Vec<u8>, Proposer)| {
-            bytes += command.len();
-            bytes <= most_bytes
-        };
-        let count = self.0.iter().take_while(fits).count().max(1);
-        let bytes = 1 + self.0.iter().take(count).map(|(command, _)| command.len()).sum::<usize>();
-        (count, bytes)
-    }
-
-    fn take(&mut self, count: usize, bytes: usize) -> (Vec<u8>, Vec<Caller>) {
-        let mut data = Vec::with_capacity(bytes);
-        data.push(COMMANDS_VERSION);
-        let mut callers = Vec::with_capacity(count);
-        for (command, proposer) in self.0.drain(..count) {
-            data.extend_from_slice(&command);
-            callers.push(Caller::Propose(proposer));
-        }
-        (data, callers)
-    }
-
-    fn refuse(&mut self, error: &StoreError) {
-        self.0.drain(..).for_each(|(_, proposer)| proposer.refuse(error.clone()));
-    }
-}
-
-impl Proposer {
-    fn refuse(self, error: StoreError) {
-        // A caller that has gone needs no answer, here and below.
-        let _ = self.reply.send(Err(error));
-    }
+pub(crate) struct Closing {
+    replies: Vec<oneshot::Sender<()>>,
+    ticks: u32,
 }
 
 impl Driver {
+    /// Shows what was recovered.
+    pub(crate) fn begin(&mut self) {
+        self.publish_view();
+        self.tell_members();
+        self.update_status();
+        self.ticker.run(!self.replica.core().is_alone());
+    }
+
     /// Runs until the store is shut down or fails.
     pub(crate) fn run(mut self) {
         let _guard = PanicGuard(self.shared.clone());
@@ -161,169 +147,186 @@ impl Driver {
     }
 
     fn turn(&mut self, inputs: &mut Vec<Input>) -> Result<(), StoreError> {
-        let mut reads = Vec::new();
         for input in inputs.drain(..) {
-            self.input(input, &mut reads)?;
+            self.input(input)?;
         }
-        if !reads.is_empty() {
-            self.core.read(reads);
-        }
-        self.propose();
         self.drive()?;
+        self.update_status();
+        self.ticker.run(!self.replica.core().is_alone());
         self.begin_snapshot();
         Ok(())
     }
 
-    fn input(&mut self, input: Input, reads: &mut Vec<Caller>) -> Result<(), StoreError> {
+    fn input(&mut self, input: Input) -> Result<(), StoreError> {
         match input {
-            Input::Propose { proposer, .. } if self.closing.is_some() => {
-                proposer.refuse(StoreError::Closed);
+            Input::Propose { item, proposer } => {
+                self.replica.propose(item, Caller::Propose(proposer));
             }
-            Input::Propose { command, proposer } => self.queue.0.push_back((command, proposer)),
-            Input::Read(reply) => reads.push(Caller::Read(reply)),
+            Input::Change { change, reply } => self.replica.change(&change, Caller::Change(reply)),
+            Input::Read(reply) => self.replica.read(Caller::Read(reply)),
+            Input::Frame { from, frame, permit } => {
+                self.replica.frame(from, &frame);
+                drop(permit);
+            }
+            Input::LinkLost(peer) => self.replica.link_lost(peer),
+            Input::Connect(transport) => {
+                self.transport = Some(transport);
+                self.tell_members();
+            }
+            Input::Tick => self.tick(),
             Input::Persisted { number, room } => {
-                self.room = room;
-                self.core.persisted(number);
-                self.release(number);
+                self.log_full = false;
+                self.replica.persisted(number, room);
             }
             Input::Prepared(prepared) => self.prepared(prepared)?,
+            Input::LogFull => self.log_full = true,
             Input::LogFailed(error) => return Err(error),
             Input::Snapshot(taken) => self.snapshot_taken(taken)?,
+            Input::Received { transfer, number, result } => {
+                self.replica.received(transfer, number, result);
+            }
+            Input::Export(reply) => {
+                // Whoever asked may have gone.
+                let _ = reply.send(self.replica.core().export());
+            }
+            Input::Removed => return Err(StoreError::Removed),
             Input::Shutdown(reply) => {
                 self.shared.alone.store(false, Ordering::SeqCst);
-                self.closing.get_or_insert_default().extend(reply);
+                self.closing.get_or_insert_default().replies.extend(reply);
+                self.replica.leave();
             }
         }
         Ok(())
     }
 
-    fn release(&mut self, number: u64) {
-        while let Some((_, messages)) = self.held.pop_front_if(|(held, _)| *held <= number) {
-            self.transport.send(messages);
+    fn tick(&mut self) {
+        self.ticker.took();
+        self.replica.tick();
+        if let Some(closing) = &mut self.closing {
+            closing.ticks += 1;
         }
     }
 
+    /// The log thread also prepares on its own; its finding the disk full then harms nobody yet.
     fn prepared(&mut self, prepared: Result<Room, StoreError>) -> Result<(), StoreError> {
-        // The log thread also prepares on its own; its failing then harms nobody yet.
-        let asked = std::mem::take(&mut self.preparing);
         match prepared {
-            Ok(room) => self.room = room,
-            Err(error @ StoreError::DiskFull { .. }) if asked => self.queue.refuse(&error),
-            Err(StoreError::DiskFull { .. }) => {}
-            Err(error) => return Err(error),
+            Err(error) if !error.is_disk_full() => Err(error),
+            prepared => {
+                self.replica.prepared(prepared);
+                Ok(())
+            }
+        }
+    }
+
+    /// Carries out what the replica says, until it says nothing. The next write is on its way
+    /// before the last one is applied.
+    fn drive(&mut self) -> Result<(), StoreError> {
+        while let Some(effect) = self.replica.step()? {
+            match effect {
+                Effect::Send(to, frame) => {
+                    if let Some(transport) = &mut self.transport {
+                        transport.send(to, frame);
+                    }
+                }
+                Effect::Write(write) => self.append(write),
+                Effect::Prepare => self.log.send(LogTask::Prepare),
+                Effect::Installed => self.installed(),
+                Effect::Publish { revisions, batches, items } => {
+                    if !revisions.is_empty() {
+                        self.publish_view();
+                        if let Some(archive) = &mut self.archive {
+                            archive.keep(&revisions, &self.shared.metrics);
+                        }
+                        self.shared.history.publish(revisions, Instant::now());
+                    }
+                    add(&self.shared.metrics.batches, batches);
+                    add(&self.shared.metrics.applied, items);
+                    // Whoever has its answer finds the status at least as new.
+                    self.update_status();
+                }
+                Effect::Members => self.tell_members(),
+                Effect::Written(caller, result) => self.written(caller, result),
+                Effect::Read(caller, result) => {
+                    if let Caller::Read(reply) = caller {
+                        let revision = self.replica.state().root.revision;
+                        let _ = reply.send(result.map(|()| revision));
+                    }
+                }
+                Effect::Receive(received) => self.receive.send(received),
+                Effect::Removed => return Err(StoreError::Removed),
+            }
         }
         Ok(())
     }
 
-    /// Makes one entry of what has gathered, unless a write is on its way.
-    fn propose(&mut self) {
-        if self.queue.0.is_empty() || self.core.is_writing() || self.preparing {
-            return;
-        }
-        let (count, bytes) = self.queue.batch(self.config.entry_bytes);
-        if !self.room.fits(bytes) {
-            self.preparing = true;
-            return self.log.send(LogTask::Prepare);
-        }
-        let (data, callers) = self.queue.take(count, bytes);
-        if let Err(callers) = self.core.propose(data, callers) {
-            self.refuse(callers);
-        }
-    }
-
-    fn refuse(&self, callers: Vec<Caller>) {
-        let error = StoreError::NotLeader { leader: self.core.leader() };
-        for caller in callers {
-            match caller {
-                Caller::Propose(proposer) => proposer.refuse(error.clone()),
-                Caller::Read(reply) => {
-                    let _ = reply.send(Err(error.clone()));
+    fn written(&self, caller: Caller, result: Result<Done, StoreError>) {
+        // A caller that has gone needs no answer.
+        match (caller, result) {
+            (Caller::Propose(Proposer { reply, permit }), result) => {
+                let result = result.and_then(|done| match done {
+                    Done::Command(outcome) => Ok(outcome),
+                    Done::Changed => Err(StoreError::Unknown),
+                });
+                if !matches!(result, Ok(Outcome::Applied { .. })) {
+                    add(&self.shared.metrics.refused, 1);
                 }
+                let _ = reply.send(result);
+                drop(permit);
             }
-        }
-    }
-
-    /// Hands on what Raft wants, applies what is committed, until nothing is left to do now. The
-    /// next write is on its way before the last one is applied.
-    fn drive(&mut self) -> Result<(), StoreError> {
-        loop {
-            let mut idle = true;
-            while let Some(output) = self.core.ready() {
-                idle = false;
-                self.transport.send(output.messages);
-                if let Some(write) = output.write {
-                    self.hold(write.number, output.messages_after);
-                    self.append(write);
-                }
-            }
-            let progress = self.core.apply()?;
-            self.publish(progress);
-            if idle {
-                return Ok(());
-            }
-        }
-    }
-
-    fn hold(&mut self, number: u64, messages: Vec<Message>) {
-        if !messages.is_empty() {
-            self.held.push_back((number, messages));
+            (Caller::Change(reply), result) => drop(reply.send(result.map(drop))),
+            (Caller::Read(reply), Err(error)) => drop(reply.send(Err(error))),
+            (Caller::Read(_), Ok(_)) => {}
         }
     }
 
     fn append(&mut self, write: LogWrite) {
-        self.log_bytes.since_snapshot += written_bytes(&write.entries);
-        self.log.send(LogTask::Append(write));
+        self.log_bytes.grow(&write.entries);
+        self.log.send(LogTask::Append(Box::new(write)));
     }
 
-    fn publish(&mut self, progress: Progress<Caller>) {
-        self.refuse(progress.dropped);
-        if !progress.revisions.is_empty() {
-            *self.shared.view.write() = View(Arc::new(self.core.state().root.clone()));
-            if let Some(archive) = &mut self.archive {
-                archive.keep(&progress.revisions, &self.shared.metrics);
-            }
-            self.shared.history.publish(progress.revisions, Instant::now());
-        }
-        // Whoever has its answer finds the status at least as new.
+    fn publish_view(&self) {
+        let root = self.replica.state().root.clone();
+        let revision = root.revision;
+        *self.shared.view.write() = View(Arc::new(root));
+        self.shared.revision.send_replace(revision);
+    }
+
+    /// What lies between the old state and the snapshot's nobody here has seen: watches end.
+    fn installed(&mut self) {
+        self.publish_view();
+        let state = self.replica.state();
+        self.shared.history.restart(state.root.revision);
+        self.log_bytes = LogBytes::new(state.applied_index, 0);
         self.update_status();
-        let metrics = &self.shared.metrics;
-        add(&metrics.batches, progress.batches);
-        add(&metrics.applied, progress.answers.len() as u64);
-        for (caller, outcome) in progress.answers {
-            if !matches!(outcome, Outcome::Applied { .. }) {
-                add(&metrics.refused, 1);
-            }
-            if let Caller::Propose(Proposer { reply, permit }) = caller {
-                let _ = reply.send(Ok(outcome));
-                drop(permit);
-            }
+    }
+
+    fn tell_members(&mut self) {
+        let mut members = self.replica.core().members();
+        self.shared.removed.write().clone_from(self.replica.state().roster.removed());
+        if members.is_empty() {
+            members.clone_from(&self.config.seeds);
         }
-        let revision = self.core.state().root.revision;
-        for caller in progress.reads {
-            if let Caller::Read(reply) = caller {
-                let _ = reply.send(Ok(revision));
-            }
+        if let Some(transport) = &mut self.transport {
+            transport.set_members(&members);
         }
+        self.shared.members.send_replace(members);
     }
 
     fn begin_snapshot(&mut self) {
-        let due = self.log_bytes.since_snapshot >= self.config.snapshot_every_bytes;
+        let due = self.log_bytes.is_due(self.config.snapshot_every_bytes);
         if !due || self.snapshot.is_some() || self.closing.is_some() {
             return;
         }
-        self.log_bytes.at_snapshot = self.log_bytes.since_snapshot;
-        let snapshot = Snapshot {
-            state: self.core.state().clone(),
-            conf_state: self.core.conf_state().clone(),
-            node_id: self.config.node_id,
-        };
-        let disk = self.disk.clone();
+        self.log_bytes.begin();
+        let Outgoing { state, conf_state } = self.replica.core().export();
+        let snapshot = Snapshot { state, conf_state, identity: self.identity };
+        let (disk, cipher) = (self.disk.clone(), self.cipher.clone());
         let dir = Dirs::of(&self.config.dir).snap;
         let inputs = self.own_inputs.clone();
         let work = move || {
             let index = snapshot.state.applied_index;
-            let taken = snapshot::save(&*disk, &dir, &snapshot)
-                .and_then(|_| snapshot::remove_others(&*disk, &dir, index));
+            let taken = snapshot::save(&*disk, &dir, &cipher, &snapshot)
+                .and_then(|_| snapshot::remove_older(&*disk, &dir, index));
             if let Some(inputs) = inputs.upgrade() {
                 let _ = inputs.send(Input::Snapshot(taken.map(|()| index)));
             }
@@ -342,11 +345,10 @@ impl Driver {
             // The thread has sent its result as its last act.
             let _ = thread.join();
         }
-        self.log_bytes.since_snapshot -= self.log_bytes.at_snapshot;
+        self.log_bytes.end(&taken);
         match taken {
             Ok(index) => {
                 add(&self.shared.metrics.snapshots, 1);
-                self.log_bytes.snapshot_index = index;
                 self.log.send(LogTask::Cut(index));
             }
             Err(error) => {
@@ -358,39 +360,50 @@ impl Driver {
     }
 
     pub(crate) fn update_status(&self) {
-        let state = self.core.state();
-        let alone = self.core.is_only_voter() && self.core.leads_its_term();
+        let (core, shared) = (self.replica.core(), &self.shared);
+        let state = core.state();
+        let alone = core.is_only_voter() && core.leads_its_term();
         // A store that closes refuses reads as it refuses writes.
-        self.shared.alone.store(alone && self.closing.is_none(), Ordering::SeqCst);
-        *self.shared.status.lock() = Status {
-            node_id: self.config.node_id,
-            term: self.core.term(),
-            leader: self.core.leader(),
-            commit: self.core.commit(),
+        shared.alone.store(alone && self.closing.is_none(), Ordering::SeqCst);
+        *shared.status.lock() = Status {
+            node_id: self.identity.member_id,
+            term: core.term(),
+            leader: core.leader(),
+            commit: core.commit(),
             applied_index: state.applied_index,
+            last_index: core.last_index(),
             revision: state.root.revision,
             log_bytes: self.log_bytes.since_snapshot,
             snapshot_index: self.log_bytes.snapshot_index,
             state_hash: state.hash,
+            leader_contact: TICK * self.replica.contact_ticks().try_into().unwrap_or(u32::MAX),
         };
+        let leadership = self.replica.leadership();
+        shared
+            .leadership
+            .send_if_modified(|known| std::mem::replace(known, leadership) != leadership);
+        if core.is_leader() {
+            *shared.progress.lock() = core.progress();
+        } else if !shared.progress.lock().is_empty() {
+            shared.progress.lock().clear();
+        }
     }
 
     fn is_finished(&self) -> bool {
-        self.closing.is_some()
-            && self.queue.0.is_empty()
-            && !self.core.is_writing()
-            && !self.preparing
-            && self.snapshot.is_none()
+        let Some(closing) = &self.closing else { return false };
+        may_end(&self.replica, closing.ticks, self.log_full) && self.snapshot.is_none()
     }
 
     /// The clean end.
     fn finish(mut self) {
+        let abandoned: Vec<_> = self.replica.abandon().collect();
+        abandoned.into_iter().for_each(|(caller, error)| self.written(caller, Err(error)));
         let log_closed = self.log.close();
         drop(self.archive.take());
         if let Err(error) = log_closed {
             self.shared.fail(error);
         }
-        let replies = self.closing.take().unwrap_or_default();
+        let replies = self.closing.take().unwrap_or_default().replies;
         // Everything that belongs to the directory is let go before anybody is told.
         drop(self);
         for reply in replies {
@@ -403,11 +416,6 @@ impl Driver {
         self.shared.fail(error);
         let _ = self.log.close();
     }
-}
-
-/// About how many bytes of log the entries take.
-pub(crate) fn written_bytes<'a>(entries: impl IntoIterator<Item = &'a Entry>) -> u64 {
-    entries.into_iter().map(|entry| entry.data.len() as u64 + 64).sum()
 }
 
 /// Lets nobody wait for a thread that panicked.

@@ -1,5 +1,6 @@
 //! What can go wrong in the store, in words that name the operation and the thing.
 
+use crate::member::Identity;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -34,15 +35,26 @@ pub enum StoreError {
         /// The newest version known here.
         known: u8,
     },
-    /// The directory belongs to another member.
-    #[error("{dir} belongs to member {found}, not to member {expected}")]
+    /// The directory belongs to another member, or its files to several: nothing was changed.
+    #[error(
+        "{dir} belongs to {found}, not to {expected}; a member whose disk was wiped or exchanged \
+         needs a new id: remove the old member from the cluster and join anew"
+    )]
     OtherMember {
         /// The store's directory.
         dir: PathBuf,
-        /// The id found in the files.
-        found: u64,
-        /// The id in the configuration.
-        expected: u64,
+        /// Who the files say they belong to.
+        found: Identity,
+        /// Who was expected.
+        expected: Identity,
+    },
+    /// The key does not open the files: nothing was changed.
+    #[error("the store's key {file}: {reason}; nothing was changed")]
+    Key {
+        /// The key file.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
     },
     /// A file operation failed. From a sync or a write of the log this is final: the store has
     /// stopped and the process must end.
@@ -76,13 +88,22 @@ pub enum StoreError {
     /// The store was shut down.
     #[error("the store is shut down")]
     Closed,
-    /// This member does not lead, or stopped leading while the proposal was on its way: whether
-    /// it was applied is unknown; propose it again with the same request id.
-    #[error("this member is not the leader (the leader is {leader})")]
-    NotLeader {
-        /// The leader's id, 0 if unknown.
-        leader: u64,
+    /// No leader was found in time: nothing was asked of anybody. Who is missing is in the text.
+    #[error("no quorum: {reason}")]
+    NoQuorum {
+        /// Who is missing, for people.
+        reason: String,
     },
+    /// Nothing was heard of the write in time, or it was asked for so long ago that nobody knows:
+    /// it may have been applied, or may yet be.
+    #[error("the request timed out; whether it was applied is unknown")]
+    Unknown,
+    /// The change of members is refused.
+    #[error("{0}")]
+    Members(String),
+    /// This member was removed from its cluster and must stop.
+    #[error("this member was removed from the cluster")]
+    Removed,
     /// A Raft operation was refused.
     #[error("raft {operation}: {reason}")]
     Raft {

@@ -1,14 +1,25 @@
 //! The whole store, threads and all, on a disk that fails.
 
+use crate::cipher::tests::source;
 use crate::command::{Command, Outcome, Write};
 use crate::config::StoreConfig;
 use crate::disk::sim::{Fault, SimDisk};
+use crate::driver::Input;
 use crate::error::StoreError;
+use crate::files::{self, Begin, OpenConfig};
+use crate::history::History;
+use crate::log_thread::{LogTask, LogThread};
 use crate::object::{Header, Key, NewObject};
-use crate::store::Store;
+use crate::shared::Shared;
+use crate::store::{Status, Store};
+use crate::view::View;
+use crate::wal::LogWrite;
+use raft::eraftpb::Entry;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::mpsc::unbounded_channel;
 
 fn config(dir: &Path) -> StoreConfig {
     StoreConfig { segment_bytes: 128 << 10, archive: false, ..StoreConfig::new(dir) }
@@ -68,6 +79,53 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
     disk.limit(None);
     assert_eq!(put(&store, 1000).await.unwrap(), acknowledged + 1, "no refused write took one");
     drop(store);
+}
+
+/// What another member leads can't be refused: it waits, and goes on by itself.
+#[tokio::test]
+async fn a_followers_log_waits_for_room() {
+    let disk = SimDisk::default();
+    let config = OpenConfig {
+        dir: Path::new("/store"),
+        begin: Begin::Found,
+        nonce: 1,
+        segment_bytes: 64 << 10,
+        remember: 1,
+        key: source(1),
+    };
+    let opened = files::open(Arc::new(disk.clone()), config).unwrap();
+    let history = Arc::new(History::new(1, Duration::ZERO, 0));
+    let shared = Arc::new(Shared::new(View::default(), history, Status::default()));
+    let (inputs, mut reports) = unbounded_channel();
+    let mut log = LogThread::start(opened.wal, shared, inputs.downgrade()).unwrap();
+    disk.limit(Some(disk.used()));
+    for number in 1..=6 {
+        let data = vec![7; 20 << 10].into();
+        let entry = Entry { index: number + 1, term: 1, data, ..Entry::default() };
+        let entries = vec![entry];
+        log.send(LogTask::Append(Box::new(LogWrite { number, entries, ..LogWrite::default() })));
+    }
+    let (mut persisted, mut refused, mut full) = (0, 0, 0);
+    while persisted < 6 {
+        match reports.recv().await.unwrap() {
+            Input::Persisted { number, .. } => {
+                assert_eq!(number, persisted + 1);
+                persisted = number;
+            }
+            // The log thread wants its next file, and gets none at first.
+            Input::Prepared(Err(StoreError::DiskFull { .. })) => refused += 1,
+            Input::LogFull => {
+                assert_eq!((persisted, refused), (3, 2), "as many as one file holds");
+                full += 1;
+                disk.limit(None);
+            }
+            Input::Prepared(prepared) => drop(prepared.unwrap()),
+            Input::LogFailed(error) => panic!("{error}"),
+            _ => panic!("nobody else reports"),
+        }
+    }
+    assert_eq!((full, refused), (1, 2), "it is told once");
+    log.close().unwrap();
 }
 
 #[tokio::test]

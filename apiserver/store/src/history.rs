@@ -161,6 +161,18 @@ impl History {
         kept.batches.push_back(KeptBatch { revision, bytes, at: now, rings });
     }
 
+    /// Begins anew at `revision`: nobody here knows what happened before it. Every watcher that
+    /// stands before it is woken and told so.
+    pub(crate) fn restart(&self, revision: u64) {
+        let mut kept = self.kept.lock();
+        *kept = Kept { batches: VecDeque::new(), bytes: 0, dropped: revision };
+        self.base.store(revision, Ordering::Relaxed);
+        let rings: Vec<_> = self.rings.read().values().cloned().collect();
+        rings.iter().for_each(|ring| ring.restart(revision));
+        self.revision.store(revision, Ordering::Release);
+        rings.iter().for_each(|ring| ring.wake_all(revision));
+    }
+
     /// Drops what is beyond the bounds.
     pub(crate) fn trim(&self, now: Instant) {
         let mut kept = self.kept.lock();
@@ -267,6 +279,21 @@ impl Ring {
             });
         }
         ring.dropped = ring.dropped.max(revision);
+    }
+
+    fn restart(&self, revision: u64) {
+        let mut ring = self.events.write();
+        ring.batches.clear();
+        ring.dropped = revision;
+        for topic in self.topics.read().values() {
+            topic.dropped.fetch_max(revision, Ordering::AcqRel);
+        }
+    }
+
+    fn wake_all(&self, revision: u64) {
+        for topic in self.topics.read().values() {
+            topic.signal.send_replace(revision);
+        }
     }
 
     /// The events of the scope after `after` and not after `until`, at least one revision and

@@ -1,22 +1,29 @@
 //! The thread that writes and syncs the log, one write after the other.
+//!
+//! Proposals are refused before they come here if the disk is full; what another member leads
+//! can't be refused. It waits until there is room, and nothing is acknowledged meanwhile; who
+//! closes need not wait for it, since nobody counts on it yet. The queue has no bound of its own,
+//! or a full disk would block the driver: the core takes in no more than so much that is not
+//! durable, see [`crate::core::Core::step`].
 
 use crate::driver::Input;
 use crate::error::StoreError;
 use crate::metrics::add;
 use crate::shared::Shared;
 use crate::wal::{LogWrite, Wal};
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc::WeakUnboundedSender;
 
-/// Tasks under way: the driver has one write of proposals out at a time, so this never fills.
-const TASKS: usize = 64;
+/// How often a disk that is full is tried again: nobody tells when there is room.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// What the log thread is asked to do.
 pub(crate) enum LogTask {
-    Append(LogWrite),
+    Append(Box<LogWrite>),
     /// Make the next file.
     Prepare,
     /// Remove files that a snapshot at this index makes superfluous.
@@ -26,7 +33,7 @@ pub(crate) enum LogTask {
 
 /// The driver's end.
 pub(crate) struct LogThread {
-    tasks: SyncSender<LogTask>,
+    tasks: Sender<LogTask>,
     thread: Option<JoinHandle<Result<(), StoreError>>>,
 }
 
@@ -36,8 +43,8 @@ impl LogThread {
         shared: Arc<Shared>,
         inputs: WeakUnboundedSender<Input>,
     ) -> Result<Self, StoreError> {
-        let (tasks, received) = sync_channel(TASKS);
-        let worker = Worker { wal, shared, inputs };
+        let (tasks, received) = channel();
+        let worker = Worker { wal, shared, inputs, waiting: VecDeque::new(), full: false };
         let thread = std::thread::Builder::new()
             .name("store-log".into())
             .spawn(move || worker.run(received))
@@ -68,25 +75,50 @@ struct Worker {
     wal: Wal,
     shared: Arc<Shared>,
     inputs: WeakUnboundedSender<Input>,
+    waiting: VecDeque<LogWrite>,
+    /// There is no room for the first that waits, and the driver was told.
+    full: bool,
 }
 
 impl Worker {
     fn run(mut self, tasks: Receiver<LogTask>) -> Result<(), StoreError> {
-        for task in tasks {
-            let done = match task {
-                LogTask::Append(write) => self.append(&write),
-                LogTask::Prepare => self.prepare(),
-                LogTask::Cut(index) => {
-                    self.cut(index);
-                    Ok(())
-                }
-                LogTask::Close => return self.wal.close(),
+        loop {
+            let task = match self.waiting.is_empty() {
+                true => tasks.recv().map_err(RecvTimeoutError::from),
+                false => tasks.recv_timeout(AGAIN),
             };
-            if let Err(error) = done {
+            let mut done = Ok(());
+            match task {
+                Ok(LogTask::Append(write)) => self.waiting.push_back(*write),
+                Ok(LogTask::Prepare) => done = self.prepare(),
+                Ok(LogTask::Cut(index)) => self.cut(index),
+                Ok(LogTask::Close) => return self.wal.close(),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+            if let Err(error) = done.and_then(|()| self.append_all()) {
                 self.report(Input::LogFailed(error));
                 // An error of a sync is never followed by another try.
                 return Ok(());
             }
+        }
+    }
+
+    /// Appends what waits, as far as there is room.
+    fn append_all(&mut self) -> Result<(), StoreError> {
+        while let Some(write) = self.waiting.pop_front() {
+            match self.append(&write) {
+                Err(error @ StoreError::DiskFull { .. }) => {
+                    self.waiting.push_front(write);
+                    if !std::mem::replace(&mut self.full, true) {
+                        tracing::warn!(%error, "the log waits for room");
+                        self.report(Input::LogFull);
+                    }
+                    return Ok(());
+                }
+                done => done?,
+            }
+            self.full = false;
         }
         Ok(())
     }

@@ -44,9 +44,14 @@ impl Root {
     }
 
     /// All objects in key order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Arc<Object>> + '_ {
-        let objects = |resource: &'_ Resource| resource.objects.clone();
-        self.resources.values().flat_map(move |r| objects(r).into_iter().map(|entry| entry.0))
+    #[cfg(test)]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Arc<Object>> + use<> {
+        self.clone().into_objects()
+    }
+
+    /// All objects in key order, of a copy that is held until the end.
+    pub(crate) fn into_objects(self) -> impl Iterator<Item = Arc<Object>> + Send + use<> {
+        self.resources.into_iter().flat_map(|(_, r)| r.objects.into_iter().map(|entry| entry.0))
     }
 
     pub(crate) fn first_indexed(&self, resource: &str, term: &str) -> Option<Arc<Object>> {

@@ -2,13 +2,15 @@
 
 use crate::error::StoreError;
 use crate::history::History;
+use crate::member::{Leadership, Member};
 use crate::metrics::Metrics;
-use crate::store::Status;
+use crate::store::{Progress, Status};
 use crate::view::View;
 use parking_lot::{Mutex, RwLock};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// Written by the driver thread, read by all.
 pub(crate) struct Shared {
@@ -19,6 +21,14 @@ pub(crate) struct Shared {
     /// This member is the only voter and leads: whatever was acknowledged is in `view` already,
     /// since nobody else can have acknowledged anything and the view goes before every answer.
     pub(crate) alone: AtomicBool,
+    /// Of `view`.
+    pub(crate) revision: watch::Sender<u64>,
+    pub(crate) leadership: watch::Sender<Leadership>,
+    pub(crate) members: watch::Sender<Vec<Member>>,
+    /// The ids of those that were removed.
+    pub(crate) removed: RwLock<BTreeSet<u64>>,
+    /// How far the members are, on the leader.
+    pub(crate) progress: Mutex<Vec<Progress>>,
     failure: OnceLock<StoreError>,
     failed: Notify,
 }
@@ -31,6 +41,11 @@ impl Shared {
             metrics: Metrics::default(),
             status: Mutex::new(status),
             alone: AtomicBool::new(false),
+            revision: watch::Sender::default(),
+            leadership: watch::Sender::default(),
+            members: watch::Sender::default(),
+            removed: RwLock::default(),
+            progress: Mutex::default(),
             failure: OnceLock::new(),
             failed: Notify::new(),
         }

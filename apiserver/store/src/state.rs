@@ -5,10 +5,14 @@
 //! each command that changes something; an object's revision is that of the command that last
 //! changed it; a request id that is remembered is never applied again.
 
+use crate::codec::{Reader, put_u64};
 use crate::command::{Command, Outcome, Precondition, Write};
 use crate::event::Event;
+use crate::member::MemberChange;
 use crate::object::{Key, Object};
 use crate::root::Root;
+use crate::roster::Roster;
+use raft::eraftpb::ConfState;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -23,11 +27,14 @@ pub(crate) struct State {
     /// Running hash over all changes, the same on every member at the same index.
     pub(crate) hash: u64,
     pub(crate) remembered: Remembered,
+    pub(crate) roster: Roster,
 }
 
 /// What came of one command.
 pub(crate) struct Applied {
-    pub(crate) outcome: Outcome,
+    /// None if the request is so old that nobody knows whether it was applied before: it was not
+    /// applied now.
+    pub(crate) outcome: Option<Outcome>,
     /// At one revision, in the order of the writes.
     pub(crate) events: Vec<Arc<Event>>,
 }
@@ -40,17 +47,50 @@ impl State {
         self.remembered.forget_before(index.saturating_sub(remember));
     }
 
-    /// Applies one command of the entry begun.
-    pub(crate) fn apply(&mut self, command: Command) -> Applied {
+    /// Applies one command of the entry begun. Its sender had applied the log up to `since` when
+    /// it first sent it, so if it was applied before that was later.
+    pub(crate) fn apply(&mut self, command: Command, since: u64) -> Applied {
         if let Some(answer) = self.remembered.get(command.request_id) {
-            return Applied { outcome: self.repeat(answer, &command), events: Vec::new() };
+            let outcome = Some(self.repeat(answer, &command));
+            return Applied { outcome, events: Vec::new() };
         }
-        let applied = match self.refusal(&command) {
-            Some(outcome) => Applied { outcome, events: Vec::new() },
+        if command.request_id != 0 && since < self.remembered.forgotten {
+            return Applied { outcome: None, events: Vec::new() };
+        }
+        let (outcome, events) = match self.refusal(&command) {
+            Some(outcome) => (outcome, Vec::new()),
             None => self.write(&command.writes),
         };
-        self.remembered.add(command.request_id, self.applied_index, Answer::of(&applied.outcome));
-        applied
+        self.remembered.add(command.request_id, self.applied_index, Answer::of(&outcome));
+        Applied { outcome: Some(outcome), events }
+    }
+
+    /// Takes a change of members, or says why it makes no sense.
+    pub(crate) fn change_members(
+        &mut self,
+        change: &MemberChange,
+        conf_state: &ConfState,
+    ) -> Result<(), String> {
+        self.roster.check(change, conf_state)?;
+        self.roster.apply(change);
+        let mut bytes = Vec::new();
+        self.roster.encode(&mut bytes);
+        self.mix_in(u64::from(crc32fast::hash(&bytes)) ^ (3 << 62));
+        Ok(())
+    }
+
+    /// What a snapshot holds beside the objects and the remembered requests.
+    pub(crate) fn encode_system(&self, out: &mut Vec<u8>) {
+        put_u64(out, self.remembered.forgotten);
+        self.roster.encode(out);
+    }
+
+    /// Reads what [`State::encode_system`] wrote; None if it is something else.
+    pub(crate) fn decode_system(&mut self, bytes: &[u8]) -> Option<()> {
+        let mut reader = Reader::new(bytes);
+        self.remembered.forgotten = reader.u64().ok()?;
+        self.roster = Roster::decode(&mut reader)?;
+        reader.is_empty().then_some(())
     }
 
     fn refusal(&self, command: &Command) -> Option<Outcome> {
@@ -86,7 +126,7 @@ impl State {
         }
     }
 
-    fn write(&mut self, writes: &[Write]) -> Applied {
+    fn write(&mut self, writes: &[Write]) -> (Outcome, Vec<Arc<Event>>) {
         let revision = self.root.revision + 1;
         let mut events = Vec::with_capacity(writes.len());
         let mut objects = Vec::with_capacity(writes.len());
@@ -112,7 +152,7 @@ impl State {
         if !events.is_empty() {
             self.root.revision = revision;
         }
-        Applied { outcome: Outcome::Applied { revision: self.root.revision, objects }, events }
+        (Outcome::Applied { revision: self.root.revision, objects }, events)
     }
 
     fn put(&mut self, object: Arc<Object>, events: &mut Vec<Arc<Event>>) -> Arc<Object> {
@@ -142,7 +182,10 @@ impl State {
             crc.update(&[0]);
         }
         crc.update(&object.json);
-        let change = (u64::from(crc.finalize()) << 32) ^ object.revision ^ (kind << 62);
+        self.mix_in((u64::from(crc.finalize()) << 32) ^ object.revision ^ (kind << 62));
+    }
+
+    fn mix_in(&mut self, change: u64) {
         // The multiplier is the golden ratio's fraction: odd, so no information is lost.
         self.hash = (self.hash.rotate_left(23) ^ change).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     }
@@ -193,6 +236,9 @@ const REMEMBER_MOST: usize = 1 << 16;
 pub(crate) struct Remembered {
     order: VecDeque<(u64, u128)>,
     answers: HashMap<u128, Answer>,
+    /// Ids given in entries up to this index may be forgotten: it is not known any more whether a
+    /// request from before it was applied.
+    forgotten: u64,
 }
 
 impl Remembered {
@@ -210,9 +256,10 @@ impl Remembered {
 
     fn forget_before(&mut self, index: u64) {
         let mut excess = self.order.len().saturating_sub(REMEMBER_MOST);
-        while let Some((_, id)) = self.order.pop_front_if(|(at, _)| excess > 0 || *at < index) {
+        while let Some((at, id)) = self.order.pop_front_if(|(at, _)| excess > 0 || *at < index) {
             excess = excess.saturating_sub(1);
             self.answers.remove(&id);
+            self.forgotten = at;
         }
     }
 
@@ -373,8 +420,8 @@ mod tests {
                 state.begin_entry(index as u64 + 1, term, u64::MAX);
                 let before = state.root.revision;
                 let expected = model.apply(&command, term);
-                let applied = state.apply(command);
-                prop_assert_eq!(Answer::of(&applied.outcome), expected);
+                let applied = state.apply(command, u64::MAX);
+                prop_assert_eq!(applied.outcome.as_ref().map(Answer::of), Some(expected));
                 prop_assert_eq!(state.root.revision > before, !applied.events.is_empty());
                 check(&state, &model)?;
                 // Who follows the events has the same objects.
@@ -396,17 +443,29 @@ mod tests {
         let mut state = State::default();
         let command = |id| Command::unconditional(id, Vec::new());
         state.begin_entry(1, 1, 10);
-        state.apply(command(5));
+        state.apply(command(5), 0);
         state.begin_entry(11, 1, 10);
         assert!(state.remembered.get(5).is_some());
         state.begin_entry(12, 1, 10);
         assert!(state.remembered.get(5).is_none());
+        // Whether 5 was applied is not known any more, so it is not applied again.
+        assert!(state.apply(command(5), 0).outcome.is_none());
+        assert!(state.apply(command(6), 0).outcome.is_none());
+        assert!(state.apply(command(6), 1).outcome.is_some());
         for id in 0..REMEMBER_MOST as u128 + 10 {
-            state.apply(command(id + 100));
+            state.apply(command(id + 100), 12);
         }
         state.begin_entry(13, 1, 10);
+        // 6 was there as well: the oldest that had to go.
+        assert!(state.remembered.get(6).is_none());
         assert!(state.remembered.get(109).is_none());
         assert!(state.remembered.get(110).is_some());
         assert_eq!(state.remembered.iter().count(), REMEMBER_MOST);
+        let mut system = Vec::new();
+        state.encode_system(&mut system);
+        let mut read = State::default();
+        assert_eq!(read.decode_system(&system), Some(()));
+        assert_eq!(read.remembered.forgotten, 12);
+        assert_eq!(State::default().decode_system(&system[1..]), None);
     }
 }

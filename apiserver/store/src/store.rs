@@ -1,30 +1,39 @@
 //! The store's handle.
 
+use crate::admin::{self, SnapshotInfo, SnapshotStream};
 use crate::archive::{Archive, ArchiveReader};
+use crate::cipher::{Cipher, KeySource};
 use crate::codec::write_command;
 use crate::command::{Command, Outcome};
 use crate::config::StoreConfig;
-use crate::core::Core;
+use crate::core::{Core, Outgoing};
 use crate::disk::{Disk, RealDisk};
-use crate::driver::{Caller, Driver, Input, LogBytes, NoPeers, Proposer, Queue, written_bytes};
+use crate::driver::{Caller, Driver, Input, Proposer};
 use crate::error::{StoreError, ViewError, WatchError};
-use crate::files::{self, OpenConfig, Opened};
+use crate::files::{self, Dirs, OpenConfig, Opened};
 use crate::history::History;
 use crate::lock::DirLock;
 use crate::log_thread::LogThread;
+use crate::member::{Identity, Leadership, Member, MemberChange, Transport};
 use crate::metrics::{Metrics, add};
 use crate::object::Scope;
 use crate::past::Past;
+use crate::receive_thread::{Place, ReceiveThread};
+use crate::replica::{Effect, Replica, ReplicaConfig};
 use crate::shared::Shared;
+use crate::snapshot::Snapshot;
+use crate::snapshot::stream::Chunks;
+use crate::ticker::Ticker;
+use crate::upkeep::{LogBytes, written_bytes};
 use crate::view::View;
 use crate::wal::Wal;
 use crate::watch::Watch;
-use std::collections::VecDeque;
+use bytes::Bytes;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 /// A handle to the store; copies are cheap and mean the same store. When the last one goes the
 /// store closes on its own, as after [`Store::shutdown`].
@@ -38,10 +47,26 @@ struct Handle {
     inputs: UnboundedSender<Input>,
     /// One permit for each byte of proposals under way.
     permits: Arc<Semaphore>,
+    /// One for each byte of frames from other members.
+    frame_permits: Arc<Semaphore>,
+    /// Makes request ids: which member and start, and how many so far.
+    nonce: u64,
+    requests: AtomicU64,
+    identity: Identity,
     pending_bytes: usize,
     command_bytes: usize,
     past: Arc<Past>,
     archive: Option<ArchiveReader>,
+}
+
+/// Most bytes of frames from other members under way.
+const FRAME_BYTES: usize = 64 << 20;
+
+impl Handle {
+    fn request_id(&self) -> u128 {
+        let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        (u128::from(self.nonce) << 64) | u128::from(number)
+    }
 }
 
 impl Drop for Handle {
@@ -63,6 +88,8 @@ pub struct Status {
     pub commit: u64,
     /// Index of the last log entry applied here.
     pub applied_index: u64,
+    /// Index of the last log entry here, committed or not.
+    pub last_index: u64,
     /// Revision of the last change.
     pub revision: u64,
     /// Bytes of log behind the last snapshot, about.
@@ -71,6 +98,19 @@ pub struct Status {
     pub snapshot_index: u64,
     /// Running hash of the state at `applied_index`, the same on all members.
     pub state_hash: u64,
+    /// How long ago this member last heard from a leader of its term; zero on the leader itself.
+    pub leader_contact: Duration,
+}
+
+/// How far a member has the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The member.
+    pub id: u64,
+    /// The last index that it has acknowledged.
+    pub matched: u64,
+    /// It has answered within the last election timeout.
+    pub active: bool,
 }
 
 impl Store {
@@ -85,13 +125,14 @@ impl Store {
         disk.create_dir(&config.dir)
             .map_err(|source| StoreError::io("create directory", &config.dir, source))?;
         let lock = DirLock::take(&config.dir)?;
+        admin::finish_recovery(&config.dir)?;
         let open = OpenConfig {
             dir: &config.dir,
-            node_id: config.node_id,
+            begin: config.begin,
             nonce: rand::random(),
             segment_bytes: config.segment_bytes,
             remember: config.remember_entries,
-            voters: vec![config.node_id],
+            key: KeySource { file: config.encryption_key.clone(), random: random_bytes() },
         };
         let opened = files::open(disk.clone(), open)?;
         start(config, disk, lock, opened)
@@ -99,8 +140,15 @@ impl Store {
 
     /// Proposes a command and waits until it is durable and applied. Dropping the future does not
     /// take the command back.
-    pub async fn propose(&self, command: Command) -> Result<Outcome, StoreError> {
+    ///
+    /// # Errors
+    /// [`StoreError::NoQuorum`] and [`StoreError::DiskFull`] if it was not applied,
+    /// [`StoreError::Unknown`] if that can't be told.
+    pub async fn propose(&self, mut command: Command) -> Result<Outcome, StoreError> {
         let handle = &*self.handle;
+        if command.request_id == 0 {
+            command.request_id = handle.request_id();
+        }
         let mut encoded = Vec::with_capacity(encoded_len(&command));
         write_command(&mut encoded, &command);
         if encoded.len() > handle.command_bytes {
@@ -114,7 +162,7 @@ impl Store {
         add(&handle.shared.metrics.proposals, 1);
         let (reply, answer) = oneshot::channel();
         let proposer = Proposer { reply, permit };
-        self.ask(Input::Propose { command: encoded, proposer }, answer).await
+        self.ask(Input::Propose { item: encoded, proposer }, answer).await
     }
 
     async fn ask<T>(
@@ -161,6 +209,104 @@ impl Store {
         self.handle.shared.status.lock().clone()
     }
 
+    /// Waits until the view has reached a revision.
+    pub async fn wait_revision(&self, revision: u64) {
+        let mut seen = self.handle.shared.revision.subscribe();
+        if seen.wait_for(|seen| *seen >= revision).await.is_err() {
+            // The store is gone, and the revision does not come any more.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Which cluster this is, and which member.
+    pub fn identity(&self) -> Identity {
+        self.handle.identity
+    }
+
+    /// The members as applied here, by id; the seeds while one that joins has heard nothing yet.
+    pub fn members(&self) -> Vec<Member> {
+        self.handle.shared.members.borrow().clone()
+    }
+
+    /// The members now and later.
+    pub fn watch_members(&self) -> watch::Receiver<Vec<Member>> {
+        self.handle.shared.members.subscribe()
+    }
+
+    /// Who leads, now and later.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.handle.shared.leadership.subscribe()
+    }
+
+    /// How far each member has the log, as the leader knows it; empty elsewhere.
+    pub fn progress(&self) -> Vec<Progress> {
+        self.handle.shared.progress.lock().clone()
+    }
+
+    /// Changes the members; any member may be asked.
+    ///
+    /// # Errors
+    /// [`StoreError::Members`] if the change makes no sense, [`StoreError::NoQuorum`] if there is
+    /// no leader.
+    pub async fn change_members(&self, change: MemberChange) -> Result<(), StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Input::Change { change, reply }, answer).await
+    }
+
+    /// How long ago this member last heard from a leader of its term; zero on the leader itself.
+    pub fn leader_contact(&self) -> Duration {
+        self.handle.shared.status.lock().leader_contact
+    }
+
+    /// Frames to other members go this way from now on; until then they are lost.
+    pub fn connect(&self, transport: Box<dyn Transport>) {
+        // Without a driver there is nothing to send.
+        let _ = self.handle.inputs.send(Input::Connect(transport));
+    }
+
+    /// Takes a frame from another member, in the order in which that one sent them. Waits while
+    /// too many are under way.
+    pub async fn receive(&self, from: u64, frame: Bytes) {
+        let bytes = frame.len().clamp(1, FRAME_BYTES) as u32;
+        let permits = self.handle.frame_permits.clone();
+        if let Ok(permit) = permits.acquire_many_owned(bytes).await {
+            let _ = self.handle.inputs.send(Input::Frame { from, frame, permit });
+        }
+    }
+
+    /// The connection to a member broke: if it led, it may be dead.
+    pub fn link_lost(&self, peer: u64) {
+        let _ = self.handle.inputs.send(Input::LinkLost(peer));
+    }
+
+    /// Another member says that this one was removed: the store stops.
+    pub fn told_removed(&self) {
+        let _ = self.handle.inputs.send(Input::Removed);
+    }
+
+    /// True if a member with this id was removed.
+    pub fn was_removed(&self, id: u64) -> bool {
+        self.handle.shared.removed.read().contains(&id)
+    }
+
+    /// Everything as it is now, to be written to a file that [`crate::restore`] takes.
+    ///
+    /// # Errors
+    /// If the store has stopped.
+    pub async fn snapshot(&self) -> Result<SnapshotStream, StoreError> {
+        let Outgoing { state, conf_state } = self.export().await?;
+        let snapshot = Snapshot { state, conf_state, identity: self.handle.identity };
+        let info = SnapshotInfo::of(&snapshot);
+        Ok(SnapshotStream { info, chunks: Chunks::new(&snapshot) })
+    }
+
+    async fn export(&self) -> Result<Outgoing, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || self.failure().unwrap_or(StoreError::Closed);
+        self.handle.inputs.send(Input::Export(reply)).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())
+    }
+
     /// What the store has done since it was opened.
     pub fn metrics(&self) -> &Metrics {
         &self.handle.shared.metrics
@@ -190,6 +336,12 @@ impl Store {
     }
 }
 
+pub(crate) fn random_bytes() -> [u8; 48] {
+    let mut bytes = [0; 48];
+    rand::fill(&mut bytes);
+    bytes
+}
+
 fn encoded_len(command: &Command) -> usize {
     let writes = command.writes.iter().map(|write| match write {
         crate::command::Write::Put(_, new) => new.json.len() + 512,
@@ -208,62 +360,81 @@ fn start(
     let base = opened.core.state.root.revision;
     let history = Arc::new(History::new(config.history_bytes, config.history_age, base));
     let shared = Arc::new(Shared::new(View::default(), history, Status::default()));
-    let log_bytes = LogBytes {
-        since_snapshot: written_bytes(&opened.core.entries),
-        at_snapshot: 0,
-        snapshot_index: opened.snapshot_index,
-    };
+    let written = written_bytes(&opened.core.entries);
+    let log_bytes = LogBytes::new(opened.snapshot_index, written);
     let past = Arc::new(Past::default());
-    let (mut archive, reader) = start_archive(&config, &shared, &past)?;
-    let mut core = Core::new(opened.core)?;
-    let mut wal = opened.wal;
-    lead(&mut core, &mut wal, &shared, archive.as_mut())?;
-    *shared.view.write() = View(Arc::new(core.state().root.clone()));
-
+    let (mut archive, reader) = start_archive(&config, &opened.cipher, &shared, &past)?;
+    let (identity, nonce) = (opened.core.identity, opened.core.nonce);
     // An entry must find room in one file beside a file's head.
     let command_bytes = (config.segment_bytes / 2) as usize;
     config.entry_bytes = config.entry_bytes.min(command_bytes / 2);
+    let mut wal = opened.wal;
+    let dirs = Dirs::of(&config.dir);
+    let replica_config = ReplicaConfig {
+        identity,
+        nonce,
+        info: config.info.clone(),
+        entry_bytes: config.entry_bytes,
+        snapshot_bytes_per_tick: config.snapshot_bytes_per_tick(),
+        room: wal.room(),
+    };
+    let mut replica = Replica::new(Core::new(opened.core)?, replica_config);
+    lead(&mut replica, &mut wal, &shared, archive.as_mut())?;
+
     let permits = Arc::new(Semaphore::new(config.pending_bytes));
+    let frame_permits = Arc::new(Semaphore::new(FRAME_BYTES));
     let pending_bytes = config.pending_bytes;
     let (inputs, received) = unbounded_channel();
-    let room = wal.room();
     let log = LogThread::start(wal, shared.clone(), inputs.downgrade())?;
-    let driver = Driver {
+    let own_inputs = inputs.downgrade();
+    let place =
+        Place { disk: disk.clone(), dir: dirs.snap, identity, cipher: opened.cipher.clone() };
+    let mut driver = Driver {
         config,
+        identity,
         disk,
-        core,
+        replica,
         shared: shared.clone(),
-        transport: Box::new(NoPeers),
+        transport: None,
         log,
-        room,
+        log_full: false,
+        receive: ReceiveThread::new(place, own_inputs.clone()),
+        cipher: opened.cipher,
+        ticker: Ticker::new(own_inputs.clone()),
         inputs: received,
-        own_inputs: inputs.downgrade(),
+        own_inputs,
         archive,
         log_bytes,
-        queue: Queue::default(),
-        held: VecDeque::new(),
-        preparing: false,
         snapshot: None,
         closing: None,
         _lock: lock,
     };
-    spawn(driver)?;
-    let handle =
-        Handle { shared, inputs, permits, pending_bytes, command_bytes, past, archive: reader };
-    Ok(Store { handle: Arc::new(handle) })
-}
-
-fn spawn(driver: Driver) -> Result<(), StoreError> {
-    driver.update_status();
+    driver.begin();
     let thread = std::thread::Builder::new().name("store-raft".into());
-    let spawned = thread.spawn(move || driver.run());
-    spawned.map(drop).map_err(|source| StoreError::io("start thread", "store-raft", source))
+    thread
+        .spawn(move || driver.run())
+        .map_err(|source| StoreError::io("start thread", "store-raft", source))?;
+    let handle = Handle {
+        shared,
+        inputs,
+        permits,
+        frame_permits,
+        nonce,
+        requests: AtomicU64::new(1 << 63),
+        identity,
+        pending_bytes,
+        command_bytes,
+        past,
+        archive: reader,
+    };
+    Ok(Store { handle: Arc::new(handle) })
 }
 
 type StartedArchive = (Option<Archive>, Option<ArchiveReader>);
 
 fn start_archive(
     config: &StoreConfig,
+    cipher: &Arc<Cipher>,
     shared: &Arc<Shared>,
     past: &Arc<Past>,
 ) -> Result<StartedArchive, StoreError> {
@@ -275,43 +446,47 @@ fn start_archive(
         shared.history.trim(Instant::now());
         past.expire();
     };
-    let (archive, reader) = Archive::start(config, tidy)?;
+    let (archive, reader) = Archive::start(config, cipher.clone(), tidy)?;
     Ok((Some(archive), Some(reader)))
 }
 
 /// Applies what the log has and, as the only voter, becomes leader at once: writes go to the log
 /// directly since its thread does not run yet.
 fn lead(
-    core: &mut Core<Caller>,
+    replica: &mut Replica<Caller>,
     wal: &mut Wal,
     shared: &Shared,
     mut archive: Option<&mut Archive>,
 ) -> Result<(), StoreError> {
-    let mut settle = |core: &mut Core<Caller>| -> Result<(), StoreError> {
-        loop {
-            let mut idle = true;
-            while let Some(output) = core.ready() {
-                idle = false;
-                if let Some(write) = output.write {
+    let mut settle = |replica: &mut Replica<Caller>| -> Result<(), StoreError> {
+        while let Some(effect) = replica.step()? {
+            match effect {
+                Effect::Write(write) => {
                     wal.append(&write)?;
-                    core.persisted(write.number);
+                    replica.persisted(write.number, wal.room());
                 }
-            }
-            let progress = core.apply()?;
-            if let Some(archive) = &mut archive {
-                archive.keep(&progress.revisions, &shared.metrics);
-            }
-            shared.history.publish(progress.revisions, Instant::now());
-            if idle {
-                return Ok(());
+                Effect::Prepare => {
+                    let prepared = wal.prepare().map(|()| wal.room());
+                    replica.prepared(prepared);
+                }
+                Effect::Publish { revisions, .. } => {
+                    if let Some(archive) = &mut archive {
+                        archive.keep(&revisions, &shared.metrics);
+                    }
+                    shared.history.publish(revisions, Instant::now());
+                }
+                Effect::Removed => return Err(StoreError::Removed),
+                // Nobody else is there to be told or to ask.
+                _ => {}
             }
         }
+        Ok(())
     };
-    settle(core)?;
-    if core.is_only_voter() {
-        core.campaign()?;
-        settle(core)?;
-        if !core.leads_its_term() {
+    settle(replica)?;
+    if replica.core().is_only_voter() {
+        replica.core_mut().campaign()?;
+        settle(replica)?;
+        if !replica.core().leads_its_term() {
             let reason = "the only voter did not become leader".into();
             return Err(StoreError::Raft { operation: "campaign", reason });
         }

@@ -2,7 +2,7 @@
 //! tears and fails.
 
 mod real;
-#[cfg(test)]
+#[cfg(any(test, feature = "sim"))]
 pub(crate) mod sim;
 
 pub(crate) use real::RealDisk;

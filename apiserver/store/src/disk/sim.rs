@@ -1,8 +1,9 @@
 //! A disk in memory that can lose what was not synced, tear writes, fail and fill up.
 //!
 //! Each file has what is durable and the writes since its last sync; each directory has the
-//! names that are durable and those that are seen. A power loss keeps what is durable and, of
-//! the rest, what a seeded choice keeps: whole writes, or single sectors of them, in any order.
+//! names that are durable and the changes since its last sync. A power loss keeps what is durable
+//! and, of the rest, what a [`Chance`] keeps: whole writes, or single sectors of them, in any
+//! order. Contents are shared between copies of a disk until they change.
 
 use super::{Disk, DiskFile};
 use parking_lot::Mutex;
@@ -24,31 +25,54 @@ pub(crate) enum Fault {
     Io,
 }
 
-/// A disk; copies mean the same one.
+/// A disk; clones mean the same one.
 #[derive(Clone, Default)]
 pub(crate) struct SimDisk(Arc<Mutex<Inner>>);
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Inner {
     /// All files ever made, by number; names point here.
     files: BTreeMap<u64, SimFile>,
     names: BTreeMap<PathBuf, u64>,
     durable_names: BTreeMap<PathBuf, u64>,
+    /// Since the directory's last sync.
+    renamings: Vec<Renaming>,
     next: u64,
     /// Operations that change something, so far.
     operations: u64,
+    /// Reads so far.
+    reads: u64,
     fault: Option<(u64, Fault)>,
+    failing_read: Option<u64>,
     crashed: bool,
     /// Most bytes of all files together.
     capacity: Option<u64>,
+    /// The disk before each sync, if they are kept.
+    before_syncs: Option<Vec<SimDisk>>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct SimFile {
-    content: Vec<u8>,
-    durable: Vec<u8>,
+    content: Arc<Vec<u8>>,
+    durable: Arc<Vec<u8>>,
+    /// Allocated since the last sync: as many zeros.
+    allocated: usize,
     /// Since the last sync: offset and bytes.
-    pending: Vec<(usize, Vec<u8>)>,
+    pending: Vec<(usize, Arc<[u8]>)>,
+}
+
+/// A change of a directory: the file that a name has from now on, or none. A rename is one
+/// change of two names.
+#[derive(Clone)]
+struct Renaming(Vec<(PathBuf, Option<u64>)>);
+
+/// A part of what was not synced that a power loss may keep or lose by itself.
+#[cfg(test)]
+#[derive(Clone)]
+enum Unsynced {
+    Allocation(u64, usize),
+    Sector(u64, usize, Arc<[u8]>),
+    Renaming(Renaming),
 }
 
 impl SimDisk {
@@ -57,8 +81,24 @@ impl SimDisk {
         self.0.lock().fault = Some((operation, fault));
     }
 
+    /// No operation goes wrong any more.
+    pub(crate) fn no_fault(&self) {
+        self.0.lock().fault = None;
+    }
+
     pub(crate) fn operations(&self) -> u64 {
         self.0.lock().operations
+    }
+
+    #[cfg(test)]
+    /// Lets the read with this number, counted from the making of the disk, fail with EIO.
+    pub(crate) fn fail_read(&self, read: u64) {
+        self.0.lock().failing_read = Some(read);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn reads(&self) -> u64 {
+        self.0.lock().reads
     }
 
     /// Most bytes of all files together; None for no bound.
@@ -84,11 +124,58 @@ impl SimDisk {
         let seen = std::mem::take(&mut inner.names);
         // A directory that was not synced has its old names, or the new ones.
         let kept = if random.random_bool(0.5) { inner.durable_names.clone() } else { seen };
-        inner.names = kept.clone();
-        inner.durable_names = kept;
+        inner.set_names(kept);
         for file in inner.files.values_mut() {
             file.lose(&mut random);
         }
+    }
+
+    #[cfg(test)]
+    /// How many parts of what was not synced a power loss may keep or lose by itself: dirty
+    /// sectors, and changes of directories.
+    pub(crate) fn unsynced(&self) -> usize {
+        self.0.lock().unsynced().len()
+    }
+
+    #[cfg(test)]
+    /// An independent disk as the power loss leaves it that keeps the parts for which `keep`,
+    /// asked with their number, says so.
+    pub(crate) fn after_loss(&self, mut keep: impl FnMut(usize) -> bool) -> Self {
+        let inner = self.0.lock();
+        let parts = inner.unsynced();
+        let mut left = Inner { operations: 0, next: inner.next, ..Inner::default() };
+        let file = |file: &SimFile| SimFile {
+            content: file.durable.clone(),
+            durable: file.durable.clone(),
+            ..SimFile::default()
+        };
+        left.files = inner.files.iter().map(|(number, found)| (*number, file(found))).collect();
+        let mut names = inner.durable_names.clone();
+        for (place, part) in parts.into_iter().enumerate() {
+            match part {
+                _ if !keep(place) => {}
+                Unsynced::Allocation(number, bytes) => left.file(number).allocate(bytes),
+                Unsynced::Sector(number, offset, bytes) => {
+                    apply(&mut left.file(number).content, &bytes, offset);
+                }
+                Unsynced::Renaming(renaming) => renaming.apply(&mut names),
+            }
+        }
+        left.files.values_mut().for_each(SimFile::sync);
+        left.set_names(names);
+        Self(Arc::new(Mutex::new(left)))
+    }
+
+    #[cfg(test)]
+    /// Keeps the disk as it is before each sync from now on.
+    pub(crate) fn record(&self) {
+        self.0.lock().before_syncs = Some(Vec::new());
+    }
+
+    #[cfg(test)]
+    /// The disks kept so far: independent ones, with all that was not synced.
+    pub(crate) fn recorded(&self) -> Vec<Self> {
+        self.0.lock().before_syncs.clone().unwrap_or_default()
     }
 
     /// Flips one bit of a file.
@@ -96,29 +183,27 @@ impl SimDisk {
         let mut inner = self.0.lock();
         let number = inner.names[path];
         let file = inner.files.get_mut(&number).unwrap();
-        file.content[bit / 8] ^= 1 << (bit % 8);
-        file.durable.clone_from(&file.content);
+        Arc::make_mut(&mut file.content)[bit / 8] ^= 1 << (bit % 8);
+        file.durable = file.content.clone();
     }
 
     pub(crate) fn content(&self, path: &Path) -> Vec<u8> {
         let inner = self.0.lock();
-        inner.files[&inner.names[path]].content.clone()
+        inner.files[&inner.names[path]].content.to_vec()
+    }
+
+    #[cfg(test)]
+    /// Every file and its content.
+    pub(crate) fn all(&self) -> BTreeMap<PathBuf, Arc<Vec<u8>>> {
+        let inner = self.0.lock();
+        let content = |number: &u64| inner.files[number].content.clone();
+        inner.names.iter().map(|(path, number)| (path.clone(), content(number))).collect()
     }
 
     /// An independent disk with what is seen on this one.
+    #[cfg(test)]
     pub(crate) fn copy(&self) -> Self {
-        let inner = self.0.lock();
-        let files = inner.files.iter().map(|(number, file)| {
-            let content = file.content.clone();
-            (*number, SimFile { durable: content.clone(), content, pending: Vec::new() })
-        });
-        Self(Arc::new(Mutex::new(Inner {
-            files: files.collect(),
-            names: inner.names.clone(),
-            durable_names: inner.names.clone(),
-            next: inner.next,
-            ..Inner::default()
-        })))
+        self.after_loss(|_| true)
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Inner) -> Result<T>) -> Result<T> {
@@ -137,6 +222,26 @@ impl SimDisk {
             None => change(&mut inner),
         }
     }
+
+    fn sync<T>(&self, sync: impl FnOnce(&mut Inner) -> Result<T>) -> Result<T> {
+        self.change(|inner| {
+            if let Some(mut kept) = inner.before_syncs.take() {
+                kept.push(Self(Arc::new(Mutex::new(inner.clone()))));
+                inner.before_syncs = Some(kept);
+            }
+            sync(inner)
+        })
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&Inner) -> Result<T>) -> Result<T> {
+        let mut inner = self.0.lock();
+        inner.reads += 1;
+        let now = inner.reads;
+        match inner.failing_read.take_if(|at| *at == now) {
+            Some(_) => Err(Error::other("injected EIO")),
+            None => read(&inner),
+        }
+    }
 }
 
 impl Inner {
@@ -151,20 +256,77 @@ impl Inner {
     fn file(&mut self, number: u64) -> &mut SimFile {
         self.files.entry(number).or_default()
     }
+
+    fn set_names(&mut self, names: BTreeMap<PathBuf, u64>) {
+        self.names.clone_from(&names);
+        self.durable_names = names;
+        self.renamings.clear();
+        let named: std::collections::BTreeSet<_> = self.names.values().copied().collect();
+        self.files.retain(|number, _| named.contains(number));
+    }
+
+    fn rename(&mut self, renaming: Renaming) {
+        renaming.apply(&mut self.names);
+        self.renamings.push(renaming);
+    }
+
+    #[cfg(test)]
+    fn unsynced(&self) -> Vec<Unsynced> {
+        let mut parts = Vec::new();
+        for (number, file) in &self.files {
+            if file.allocated > 0 {
+                parts.push(Unsynced::Allocation(*number, file.allocated));
+            }
+            for (offset, bytes) in &file.pending {
+                // A disk writes whole sectors, wherever a write begins.
+                let mut at = 0;
+                while at < bytes.len() {
+                    let end = bytes.len().min(at + SECTOR - (offset + at) % SECTOR);
+                    parts.push(Unsynced::Sector(*number, offset + at, bytes[at..end].into()));
+                    at = end;
+                }
+            }
+        }
+        parts.extend(self.renamings.iter().cloned().map(Unsynced::Renaming));
+        parts
+    }
+}
+
+impl Renaming {
+    fn apply(&self, names: &mut BTreeMap<PathBuf, u64>) {
+        for (path, number) in &self.0 {
+            match number {
+                Some(number) => drop(names.insert(path.clone(), *number)),
+                None => drop(names.remove(path)),
+            }
+        }
+    }
 }
 
 impl SimFile {
     fn write(&mut self, bytes: &[u8], offset: usize) {
         apply(&mut self.content, bytes, offset);
-        self.pending.push((offset, bytes.to_vec()));
+        self.pending.push((offset, bytes.into()));
+    }
+
+    fn allocate(&mut self, bytes: usize) {
+        if self.content.len() < bytes {
+            Arc::make_mut(&mut self.content).resize(bytes, 0);
+        }
+        self.allocated = bytes;
     }
 
     fn sync(&mut self) {
-        self.durable.clone_from(&self.content);
+        self.durable = self.content.clone();
+        self.allocated = 0;
         self.pending.clear();
     }
 
     fn lose(&mut self, random: &mut StdRng) {
+        if std::mem::take(&mut self.allocated) > self.durable.len() && random.random_bool(0.5) {
+            let allocated = self.content.len();
+            Arc::make_mut(&mut self.durable).resize(allocated, 0);
+        }
         for (offset, bytes) in std::mem::take(&mut self.pending) {
             match random.random_range(0..3) {
                 0 => {}
@@ -178,11 +340,12 @@ impl SimFile {
                 }
             }
         }
-        self.content.clone_from(&self.durable);
+        self.content = self.durable.clone();
     }
 }
 
-fn apply(content: &mut Vec<u8>, bytes: &[u8], offset: usize) {
+fn apply(content: &mut Arc<Vec<u8>>, bytes: &[u8], offset: usize) {
+    let content = Arc::make_mut(content);
     if content.len() < offset + bytes.len() {
         content.resize(offset + bytes.len(), 0);
     }
@@ -195,14 +358,15 @@ impl Disk for SimDisk {
     }
 
     fn list(&self, dir: &Path) -> Result<Vec<String>> {
-        let inner = self.0.lock();
-        let within = inner.names.keys().filter(|path| path.parent() == Some(dir));
-        let name = |path: &PathBuf| path.file_name()?.to_str().map(str::to_owned);
-        Ok(within.filter_map(name).collect())
+        self.read(|inner| {
+            let within = inner.names.keys().filter(|path| path.parent() == Some(dir));
+            let name = |path: &PathBuf| path.file_name()?.to_str().map(str::to_owned);
+            Ok(within.filter_map(name).collect())
+        })
     }
 
     fn open(&self, path: &Path) -> Result<Box<dyn DiskFile>> {
-        let number = self.0.lock().number(path)?;
+        let number = self.read(|inner| inner.number(path))?;
         Ok(Box::new(Open { disk: self.clone(), number }))
     }
 
@@ -213,8 +377,8 @@ impl Disk for SimDisk {
             }
             inner.next += 1;
             let number = inner.next;
-            inner.names.insert(path.to_owned(), number);
-            inner.file(number).write(&vec![0; bytes as usize], 0);
+            inner.rename(Renaming(vec![(path.to_owned(), Some(number))]));
+            inner.file(number).allocate(bytes as usize);
             Ok(number)
         })?;
         Ok(Box::new(Open { disk: self.clone(), number }))
@@ -223,8 +387,8 @@ impl Disk for SimDisk {
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
         self.change(|inner| {
             let number = inner.number(from)?;
-            inner.names.remove(from);
-            inner.names.insert(to.to_owned(), number);
+            let names = vec![(from.to_owned(), None), (to.to_owned(), Some(number))];
+            inner.rename(Renaming(names));
             Ok(())
         })
     }
@@ -232,18 +396,23 @@ impl Disk for SimDisk {
     fn remove(&self, path: &Path) -> Result<()> {
         self.change(|inner| {
             inner.number(path)?;
-            inner.names.remove(path);
+            inner.rename(Renaming(vec![(path.to_owned(), None)]));
             Ok(())
         })
     }
 
     fn sync_dir(&self, dir: &Path) -> Result<()> {
-        self.change(|inner| {
+        self.sync(|inner| {
             let within = |path: &PathBuf| path.parent() == Some(dir);
             inner.durable_names.retain(|path, _| !within(path));
             let seen = inner.names.iter().filter(|(path, _)| within(path));
             let seen: Vec<_> = seen.map(|(path, number)| (path.clone(), *number)).collect();
             inner.durable_names.extend(seen);
+            inner.renamings.retain(|Renaming(names)| !names.iter().all(|(path, _)| within(path)));
+            let (now, before) = (&inner.names, &inner.durable_names);
+            let named: std::collections::BTreeSet<_> =
+                now.values().chain(before.values()).copied().collect();
+            inner.files.retain(|number, _| named.contains(number));
             Ok(())
         })
     }
@@ -254,22 +423,28 @@ struct Open {
     number: u64,
 }
 
+impl Open {
+    fn read<T>(&self, read: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
+        self.disk.read(|inner| read(inner.files.get(&self.number).map_or(&[], |f| &f.content)))
+    }
+}
+
 impl DiskFile for Open {
     fn len(&self) -> Result<u64> {
-        Ok(self.disk.0.lock().file(self.number).content.len() as u64)
+        self.read(|content| Ok(content.len() as u64))
     }
 
     fn read(&self, offset: u64) -> Result<Vec<u8>> {
-        Ok(self.disk.0.lock().file(self.number).content[offset as usize..].to_vec())
+        self.read(|content| Ok(content[offset as usize..].to_vec()))
     }
 
     fn read_exact(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
-        let mut inner = self.disk.0.lock();
-        let content = &inner.file(self.number).content;
-        let end = offset as usize + buffer.len();
-        let bytes = content.get(offset as usize..end).ok_or(ErrorKind::UnexpectedEof)?;
-        buffer.copy_from_slice(bytes);
-        Ok(())
+        self.read(|content| {
+            let end = offset as usize + buffer.len();
+            let bytes = content.get(offset as usize..end).ok_or(ErrorKind::UnexpectedEof)?;
+            buffer.copy_from_slice(bytes);
+            Ok(())
+        })
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
@@ -286,7 +461,7 @@ impl DiskFile for Open {
     }
 
     fn sync(&self) -> Result<()> {
-        self.disk.change(|inner| {
+        self.disk.sync(|inner| {
             inner.file(self.number).sync();
             Ok(())
         })

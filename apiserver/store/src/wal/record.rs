@@ -4,33 +4,41 @@
 //! 0  magic   "rk"
 //! 2  version of the record's form
 //! 3  kind
-//! 4  flags   0; room to say that the payload is encrypted
+//! 4  flags   1: the payload is encrypted, with bytes 0..24 as associated data
 //! 8  length  of the payload
 //! 12 durable how many bytes of this file were durable when the record was written
 //! 16 file    the file's number
-//! 24 crc     CRC-32 of bytes 0..24 and the payload
+//! 24 crc     CRC-32 of bytes 0..24 and the payload as it lies there
 //! 28 payload
 //! ```
 //!
 //! `durable` tells a torn tail from damage: a bad record may be cut if no later record of the
-//! file says that it had been durable.
+//! file says that it had been durable. The sum is found wrong without the key.
 
+use crate::cipher::Cipher;
 use crate::codec::Reader;
+use std::borrow::Cow;
 
-/// The newest version of the records that this program writes and reads.
-pub(crate) const VERSION: u8 = 1;
+/// The newest version of the records that this program writes and reads. Version 1 knew neither
+/// clusters nor encryption.
+pub(crate) const VERSION: u8 = 2;
 /// Length of the envelope in front of the payload.
 pub(crate) const ENVELOPE: usize = 28;
 const MAGIC: [u8; 2] = *b"rk";
+const LENGTH_AT: usize = 8;
 const CRC_AT: usize = 24;
+const SEALED: u32 = 1;
 
 /// What a record says of its payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Record<'a> {
+    pub(crate) version: u8,
     pub(crate) kind: u8,
     pub(crate) durable: u32,
     pub(crate) file: u64,
-    pub(crate) payload: &'a [u8],
+    sealed: bool,
+    head: &'a [u8],
+    payload: &'a [u8],
 }
 
 /// Why there is no record.
@@ -42,25 +50,66 @@ pub(crate) enum RecordError {
     Newer(u8),
 }
 
-/// Appends a record whose payload `fill` writes.
+/// Why a whole record's payload can't be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OpenError {
+    /// It is encrypted and there is no key.
+    NoKey,
+    /// The key does not fit, or somebody has changed both the record and its sum.
+    Forged,
+}
+
+impl<'a> Record<'a> {
+    /// The payload in plain.
+    pub(crate) fn open(&self, cipher: Option<&Cipher>) -> Result<Cow<'a, [u8]>, OpenError> {
+        if !self.sealed {
+            return Ok(Cow::Borrowed(self.payload));
+        }
+        let cipher = cipher.ok_or(OpenError::NoKey)?;
+        cipher.open(self.payload, self.head).map(Cow::Owned).ok_or(OpenError::Forged)
+    }
+}
+
+/// Appends a record whose payload `fill` writes, encrypted if there is a cipher.
 pub(crate) fn write_record(
     out: &mut Vec<u8>,
+    cipher: Option<&Cipher>,
     kind: u8,
-    file: u64,
-    durable: u32,
+    (file, durable): (u64, u32),
     fill: impl FnOnce(&mut Vec<u8>),
 ) {
     let start = out.len();
+    let flags = if cipher.is_some() { SEALED } else { 0 };
     out.extend_from_slice(&MAGIC);
-    out.extend_from_slice(&[VERSION, kind, 0, 0, 0, 0, 0, 0, 0, 0]);
+    out.extend_from_slice(&[VERSION, kind]);
+    out.extend_from_slice(&flags.to_le_bytes());
+    out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(&durable.to_le_bytes());
     out.extend_from_slice(&file.to_le_bytes());
     out.extend_from_slice(&[0; 4]);
-    fill(out);
-    let length = (out.len() - start - ENVELOPE) as u32;
-    out[start + 8..start + 12].copy_from_slice(&length.to_le_bytes());
+    let set_length = |out: &mut [u8], length: usize| {
+        let place = start + LENGTH_AT;
+        out[place..place + 4].copy_from_slice(&(length as u32).to_le_bytes());
+    };
+    match cipher {
+        Some(cipher) => cipher.seal(out, fill, |before, length| {
+            set_length(before, length);
+            before[start..start + CRC_AT].to_vec()
+        }),
+        None => {
+            fill(out);
+            let length = out.len() - start - ENVELOPE;
+            set_length(out, length);
+        }
+    }
     let crc = checksum(&out[start..start + CRC_AT], &out[start + ENVELOPE..]);
     out[start + CRC_AT..start + ENVELOPE].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// The length of the whole record that begins with these [`ENVELOPE`] bytes, as it says itself.
+pub(crate) fn record_length(envelope: &[u8]) -> u64 {
+    let length = envelope.get(LENGTH_AT..).and_then(|rest| Reader::new(rest).u32().ok());
+    ENVELOPE as u64 + u64::from(length.unwrap_or(0))
 }
 
 /// The record at the beginning of `bytes` and its whole length.
@@ -81,10 +130,12 @@ pub(crate) fn read_record(bytes: &[u8]) -> Result<(Record<'_>, usize), RecordErr
     if checksum(head, payload) != crc {
         return Err(RecordError::Invalid("the checksum is wrong"));
     }
-    if head[2] > VERSION || flags != 0 {
-        return Err(RecordError::Newer(head[2]));
+    let (version, kind) = (head[2], head[3]);
+    if version > VERSION || flags & !SEALED != 0 {
+        return Err(RecordError::Newer(version));
     }
-    let record = Record { kind: head[3], durable, file, payload };
+    let sealed = flags & SEALED != 0;
+    let record = Record { version, kind, durable, file, sealed, head, payload };
     Ok((record, ENVELOPE + payload.len()))
 }
 
@@ -150,14 +201,29 @@ pub(crate) fn make_newer(bytes: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cipher::tests::source;
+    use crate::disk::sim::SimDisk;
+    use std::path::Path;
 
     #[test]
     fn every_flipped_bit_is_seen() {
-        let mut bytes = Vec::new();
-        write_record(&mut bytes, 3, 7, 99, |out| out.extend_from_slice(b"payload"));
+        let disk = SimDisk::default();
+        let cipher = source(1).make(&disk, Path::new("/")).unwrap();
+        for cipher in [None, Some(&*cipher)] {
+            every_flipped_bit_is_seen_in(cipher);
+        }
+    }
+
+    fn every_flipped_bit_is_seen_in(cipher: Option<&Cipher>) {
+        let mut bytes = b"before".to_vec();
+        write_record(&mut bytes, cipher, 3, (7, 99), |out| out.extend_from_slice(b"payload"));
+        let mut bytes = bytes.split_off(6);
         let (record, length) = read_record(&bytes).unwrap();
-        assert_eq!(record, Record { kind: 3, durable: 99, file: 7, payload: b"payload" });
-        assert_eq!(length, bytes.len());
+        assert_eq!((record.kind, record.durable, record.file), (3, 99, 7));
+        assert_eq!(record.open(cipher).as_deref(), Ok(&b"payload"[..]));
+        assert_eq!(record.sealed, cipher.is_some());
+        assert_eq!(record.open(None).is_ok(), cipher.is_none());
+        assert_eq!((length, record_length(&bytes)), (bytes.len(), bytes.len() as u64));
         for bit in 0..bytes.len() * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);
             assert!(read_record(&bytes).is_err(), "bit {bit}");
@@ -170,8 +236,8 @@ mod tests {
 
     #[test]
     fn a_newer_form_is_told_from_damage() {
-        let mut bytes = Vec::new();
-        write_record(&mut bytes, 3, 7, 0, |out| out.push(1));
+        let mut bytes = Vec::<u8>::new();
+        write_record(&mut bytes, None, 3, (7, 0), |out| out.push(1));
         make_newer(&mut bytes);
         assert_eq!(read_record(&bytes), Err(RecordError::Newer(VERSION + 1)));
     }
@@ -180,8 +246,20 @@ mod tests {
     fn later_records_are_found_behind_damage() {
         let mut bytes = vec![b'x'; 5000];
         bytes.extend_from_slice(&[0; 9000]);
-        write_record(&mut bytes, 1, 7, 42, |_| ());
+        write_record(&mut bytes, None, 1, (7, 42), |_| ());
         assert_eq!(latest_durable(&bytes, 7), 42);
         assert_eq!(latest_durable(&bytes, 8), 0);
+    }
+    #[test]
+    fn what_is_sealed_belongs_to_its_place() {
+        let disk = SimDisk::default();
+        let cipher = source(1).make(&disk, Path::new("/")).unwrap();
+        let mut bytes = Vec::<u8>::new();
+        write_record(&mut bytes, Some(&cipher), 3, (7, 0), |out| out.push(1));
+        bytes[16] = 8;
+        let crc = checksum(&bytes[..CRC_AT], &bytes[ENVELOPE..]);
+        bytes[CRC_AT..ENVELOPE].copy_from_slice(&crc.to_le_bytes());
+        let (record, _) = read_record(&bytes).unwrap();
+        assert_eq!(record.open(Some(&cipher)), Err(OpenError::Forged));
     }
 }
