@@ -1,5 +1,5 @@
-//! Protocol definitions and the code generated from them: the container runtime interface and
-//! containerd's events. Nothing is written by hand here; who uses a protocol wraps it at its edge.
+//! Protocol definitions and the code generated from them: the container runtime interface,
+//! containerd's events, and how members of a control plane talk. Nothing is written by hand here; who uses a protocol wraps it at its edge.
 
 /// The container runtime interface, `runtime.v1`.
 pub mod cri {
@@ -16,4 +16,10 @@ pub mod containerd {
     pub mod task {
         tonic::include_proto!("containerd.events");
     }
+}
+
+/// How the members of a control plane talk to each other.
+pub mod peer {
+    #![allow(clippy::all, clippy::pedantic)]
+    tonic::include_proto!("rkube.peer.v1");
 }

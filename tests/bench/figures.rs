@@ -3,11 +3,13 @@
 //! `cargo bench --bench figures [-- NAME…]` runs all or those named. Needs root and an otherwise
 //! quiet machine. How fast that is just then stands in each group's heading, since shared machines
 //! change by a factor of three from one minute to the next. The load comes from a process of its
-//! own (`load`), so that the server's CPU is the server's alone.
+//! own (`load`), so that the server's CPU is the server's alone. A name stands for all groups that
+//! begin with it: `kv` for `kv-puts`, `kv-memory` and `kv-failover`.
 
 mod api;
 mod connection;
 mod cri;
+mod kv;
 mod load;
 mod node;
 mod process;
@@ -16,6 +18,10 @@ mod up;
 mod yardstick;
 
 use std::process::ExitCode;
+
+/// That of rkube, for the members of the store that run in this program.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// One measured value.
 pub struct Figure {
@@ -36,20 +42,22 @@ pub enum Target {
     Above(f64),
 }
 
-impl Figure {
-    fn met(&self) -> bool {
-        match self.target {
-            Target::Below(limit) => self.value <= limit,
-            Target::Above(limit) => self.value >= limit,
+impl Target {
+    fn holds(&self, value: f64) -> bool {
+        match self {
+            Target::Below(limit) => value <= *limit,
+            Target::Above(limit) => value >= *limit,
         }
     }
+}
 
+impl Figure {
     fn print(&self) {
         let (sign, limit) = match self.target {
             Target::Below(limit) => ("<=", limit),
             Target::Above(limit) => (">=", limit),
         };
-        let verdict = if self.met() { "met" } else { "MISSED" };
+        let verdict = if self.target.holds(self.value) { "met" } else { "MISSED" };
         println!(
             "{:<44} {:>10.1} {:<6} {sign} {limit:>8.1}  {verdict:<6}  {}",
             self.name, self.value, self.unit, self.note
@@ -60,24 +68,32 @@ impl Figure {
 /// Figures that are measured together.
 struct Group {
     name: &'static str,
-    figures: fn() -> Vec<Figure>,
+    /// Measures and prints them.
+    run: fn(),
     /// It starts containers, so it runs in namespaces of its own.
     isolated: bool,
 }
 
-const fn group(name: &'static str, isolated: bool, figures: fn() -> Vec<Figure>) -> Group {
-    Group { name, figures, isolated }
+const fn group(name: &'static str, isolated: bool, run: fn()) -> Group {
+    Group { name, run, isolated }
+}
+
+fn show(figures: Vec<Figure>) {
+    figures.iter().for_each(Figure::print);
 }
 
 const GROUPS: &[Group] = &[
-    group("start", false, api::start),
-    group("creates", false, api::creates),
-    group("get", false, api::get),
-    group("list", false, api::list),
-    group("watch", false, api::watch),
-    group("scale", false, scale::hollow),
-    group("pods", true, node::pods),
-    group("idle", true, node::idle),
+    group("start", false, || show(api::start())),
+    group("creates", false, || show(api::creates())),
+    group("get", false, || show(api::get())),
+    group("list", false, || show(api::list())),
+    group("watch", false, || show(api::watch())),
+    group("scale", false, || show(scale::hollow())),
+    group("kv-puts", false, kv::puts),
+    group("kv-memory", false, kv::memory),
+    group("kv-failover", false, kv::failover),
+    group("pods", true, || show(node::pods())),
+    group("idle", true, || show(node::idle())),
 ];
 
 fn main() -> ExitCode {
@@ -87,14 +103,21 @@ fn main() -> ExitCode {
         load::main(&args[1..]);
         return ExitCode::SUCCESS;
     }
-    let chosen = |group: &&Group| args.is_empty() || args.iter().any(|a| a == group.name);
+    if args.first().is_some_and(|a| a == "kv-server") {
+        kv::server::main(&args[1..]);
+        return ExitCode::SUCCESS;
+    }
+    let means = |arg: &String, group: &Group| {
+        group.name.strip_prefix(arg.as_str()).is_some_and(|r| r.is_empty() || r.starts_with('-'))
+    };
+    let chosen = |group: &&Group| args.is_empty() || args.iter().any(|arg| means(arg, group));
     for group in GROUPS.iter().filter(chosen) {
         if group.isolated && !up::is_isolated() {
             up::isolate(group.name);
             continue;
         }
         println!("# {}; {}", group.name, yardstick::reading());
-        (group.figures)().iter().for_each(Figure::print);
+        (group.run)();
     }
     ExitCode::SUCCESS
 }

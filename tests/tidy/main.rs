@@ -9,10 +9,12 @@ use std::process::Command;
 const MAY_KNOW: &[(&str, &[&str])] = &[
     ("rkube-api", &[]),
     ("rkube-proto", &[]),
+    ("rkube-etcd-api", &[]),
     ("rkube-streaming", &[]),
     ("rkube-net", &[]),
     ("rkube-hollow", &["rkube-api", "rkube-runtime"]),
     ("rkube-store", &["rkube-api", "rkube-proto"]),
+    ("rkube-peer", &["rkube-store", "rkube-proto"]),
     ("rkube-cri", &["rkube-proto"]),
     ("rkube-runtime", &["rkube-api"]),
     ("rkube-apiserver", &["rkube-api", "rkube-store", "rkube-streaming"]),
