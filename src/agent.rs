@@ -4,51 +4,74 @@ use crate::cli::{AgentArgs, NodeArgs, ServerArgs};
 use crate::containerd::Containerd;
 use crate::join::{self, Membership, NodeFiles};
 use crate::node_network::NodeNetwork;
-use crate::shutdown;
+use crate::{servers, shutdown};
 use anyhow::{Context, Result, bail};
 use rkube_apiserver::ApiServer;
 use rkube_kubelet::KubeletConfig;
+use rkube_runtime::Endpoints;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+
+const TOKEN_LIFE: Duration = Duration::from_secs(600);
+const TOKEN_RETRY: Duration = Duration::from_secs(1);
 
 /// Runs until SIGTERM or SIGINT. Containers go on without it.
 pub async fn run(args: AgentArgs) -> Result<()> {
     let stop = shutdown::token()?;
-    let node = Node::new(&args.node, &args.data.data_dir, &args.server)?;
+    let first = args.server.first().context("--server names no API server")?;
+    let node = Node::new(&args.node, &args.data.data_dir, first)?;
     // In this order: a containerd outlives us, and none must be left by a node that may not join.
     let membership = node.join(&args.server, args.token.as_deref()).await?;
     let endpoint = node.start_containerd().await?;
-    let client = join::client(&args.server, &node.files, &membership)?;
-    node.run(endpoint, membership, client, stop).await
+    let servers = servers::connect(&args.server, &node.files, &membership)?;
+    node.run(endpoint, membership, servers, stop).await
 }
 
-/// The node of a server's own process; it joins like any other, with a token made here.
-pub async fn beside_server(
+/// The node of a server's own process; it joins like any other, with a token made here once the
+/// control plane has a quorum.
+pub fn beside_server(
     args: &ServerArgs,
     server: &Arc<ApiServer>,
     stop: CancellationToken,
-) -> Result<impl Future<Output = ()> + Send + 'static> {
+) -> impl Future<Output = ()> + Send + 'static {
     let url = format!("https://127.0.0.1:{}", args.secure_port);
-    let token = server
-        .create_token(std::time::Duration::from_secs(600))
-        .await
-        .map_err(|error| anyhow::anyhow!("making a token for this node: {error}"))?;
+    let server = Arc::clone(server);
     let node = args.node.clone();
     let data_dir = args.data.data_dir.clone();
-    Ok(async move {
+    async move {
         let outcome = async {
             let node = Node::new(&node, &data_dir, &url)?;
-            let membership = node.join(&url, Some(&token)).await?;
+            let token = match node.files.membership()? {
+                Some(_) => None,
+                None => tokio::select! {
+                    token = own_token(&server) => Some(token),
+                    () = stop.cancelled() => return Ok(()),
+                },
+            };
+            let own = [url.clone()];
+            let membership = node.join(&own, token.as_deref()).await?;
             let endpoint = node.start_containerd().await?;
-            let client = join::client(&url, &node.files, &membership)?;
-            node.run(endpoint, membership, client, stop).await
+            let servers = servers::connect(&own, &node.files, &membership)?;
+            node.run(endpoint, membership, servers, stop).await
         };
         if let Err(error) = outcome.await {
             tracing::error!("the node of this server: {error:#}");
         }
-    })
+    }
+}
+
+/// A token for this node; without a quorum it is tried again until there is one.
+async fn own_token(server: &Arc<ApiServer>) -> String {
+    loop {
+        match server.create_token(TOKEN_LIFE).await {
+            Ok(token) => return token,
+            Err(error) => tracing::warn!(%error, "making a token for this node; it is tried again"),
+        }
+        tokio::time::sleep(TOKEN_RETRY).await;
+    }
 }
 
 /// A node on its way up.
@@ -78,8 +101,8 @@ impl Node {
         Ok(Node { args: args.clone(), name, ip, dir, files })
     }
 
-    async fn join(&self, server: &str, token: Option<&str>) -> Result<Membership> {
-        join::ensure_member(&self.files, server, token, &self.name, &[self.ip]).await
+    async fn join(&self, servers: &[String], token: Option<&str>) -> Result<Membership> {
+        join::ensure_member(&self.files, servers, token, &self.name, &[self.ip]).await
     }
 
     fn containerd(&self) -> Result<Containerd> {
@@ -108,9 +131,10 @@ impl Node {
         &self,
         endpoint: PathBuf,
         membership: Membership,
-        client: kube::Client,
+        servers: Endpoints,
         stop: CancellationToken,
     ) -> Result<()> {
+        let client = servers.client();
         let containerd = self.containerd()?;
         let network = NodeNetwork {
             name: self.name.clone(),
@@ -132,6 +156,7 @@ impl Node {
         };
         tokio::select! {
             outcome = kubelet => outcome.context("running the kubelet"),
+            () = servers::follow(&servers, &self.files) => bail!("following the API servers ended"),
             outcome = network.follow(client) => outcome.context("keeping the pod network"),
             () = keep_runtime => Ok(()),
         }

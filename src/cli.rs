@@ -46,9 +46,15 @@ pub enum Command {
     Server(ServerArgs),
     /// One node
     Agent(AgentArgs),
-    /// Tokens with which nodes join
+    /// Tokens with which nodes and members join
     #[command(subcommand)]
     Token(TokenCommand),
+    /// The members of the control plane: list, remove, recover from a lost quorum
+    #[command(subcommand)]
+    Member(MemberCommand),
+    /// The whole state in a file: save it, look at it, restore it
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Nodes of a running `rkube up`: stop, start or kill one and see what the cluster does
     #[command(subcommand)]
     Node(NodeCommand),
@@ -110,6 +116,8 @@ pub struct ServerArgs {
     /// The address at which nodes and pods reach this server; this machine's own by default
     #[arg(long, env = "RKUBE_ADVERTISE_ADDRESS")]
     pub advertise_address: Option<IpAddr>,
+    #[command(flatten)]
+    pub peers: PeerArgs,
     /// A further name or address for the server's certificate; may be repeated
     #[arg(long, env = "RKUBE_TLS_SAN", value_delimiter = ',')]
     pub tls_san: Vec<String>,
@@ -118,6 +126,24 @@ pub struct ServerArgs {
     pub no_agent: bool,
     #[command(flatten)]
     pub node: NodeArgs,
+}
+
+/// What makes a server a member of a control plane of several.
+#[derive(Clone, Debug, Args)]
+pub struct PeerArgs {
+    /// Join the control plane of this API server, as in https://HOST:6443, with --token; skipped
+    /// once the data directory holds a member
+    #[arg(long, env = "RKUBE_JOIN", value_name = "URL")]
+    pub join: Option<String>,
+    /// The token with which to join (`rkube token create`); needed once
+    #[arg(long, env = "RKUBE_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// The port for the other members
+    #[arg(long, env = "RKUBE_PEER_PORT", default_value_t = 2380, value_parser = clap::value_parser!(u16).range(1..))]
+    pub peer_port: u16,
+    /// The key with which the store's files are encrypted; one in the data directory by default
+    #[arg(long, env = "RKUBE_ENCRYPTION_KEY_FILE", value_name = "FILE")]
+    pub encryption_key_file: Option<PathBuf>,
 }
 
 /// What is particular to a node.
@@ -138,9 +164,10 @@ pub struct NodeArgs {
 pub struct AgentArgs {
     #[command(flatten)]
     pub data: DataDir,
-    /// The API server, as in https://HOST:6443
-    #[arg(long, env = "RKUBE_SERVER", value_name = "URL")]
-    pub server: String,
+    /// The API server, as in https://HOST:6443; may be repeated. One member is enough: it names the
+    /// others
+    #[arg(long, required = true, value_delimiter = ',', env = "RKUBE_SERVER", value_name = "URL")]
+    pub server: Vec<String>,
     /// The token with which to join (`rkube token create`); needed once
     #[arg(long, env = "RKUBE_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
@@ -185,7 +212,128 @@ pub struct UpArgs {
 #[derive(Debug, Subcommand)]
 pub enum TokenCommand {
     /// Make a token and print it; it is good for a day
-    Create(DataDir),
+    Create(TokenCreateArgs),
+}
+
+/// `rkube token create`
+#[derive(Clone, Debug, Args)]
+pub struct TokenCreateArgs {
+    #[command(flatten)]
+    pub data: DataDir,
+    /// Who may join with it; who may join as a member gets the cluster's keys
+    #[arg(long, value_enum, default_value = "any")]
+    pub role: TokenRole,
+}
+
+/// What a token is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TokenRole {
+    /// Nodes (`rkube agent`) and members of the control plane (`rkube server --join`).
+    Any,
+    /// Nodes.
+    Node,
+}
+
+impl TokenRole {
+    /// As the API has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            TokenRole::Any => "any",
+            TokenRole::Node => "node",
+        }
+    }
+}
+
+/// Where an administrator finds the API.
+#[derive(Clone, Debug, Args)]
+pub struct AdminArgs {
+    #[command(flatten)]
+    pub data: DataDir,
+    /// Whom to speak as; DATA_DIR/admin.kubeconfig by default
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The member to ask, as in https://HOST:6443, instead of the kubeconfig's
+    #[arg(long, value_name = "URL")]
+    pub server: Option<String>,
+}
+
+/// `rkube member`
+#[derive(Debug, Subcommand)]
+pub enum MemberCommand {
+    /// Show the members and how they are, be there a quorum or not
+    List(AdminArgs),
+    /// Remove a member for good; it stops, and its data directory can't be used again
+    Remove(MemberRemoveArgs),
+    /// Make a stopped member a cluster of its own, when most members are lost for good
+    Recover(MemberRecoverArgs),
+}
+
+/// `rkube member remove`
+#[derive(Clone, Debug, Args)]
+pub struct MemberRemoveArgs {
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// The member
+    #[arg(value_name = "NAME|ID")]
+    pub member: String,
+    /// Remove it though those left are no majority that answers
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `rkube member recover`
+#[derive(Clone, Debug, Args)]
+pub struct MemberRecoverArgs {
+    #[command(flatten)]
+    pub data: DataDir,
+    /// The key with which the store's files are encrypted; one in the data directory by default
+    #[arg(long, env = "RKUBE_ENCRYPTION_KEY_FILE", value_name = "FILE")]
+    pub encryption_key_file: Option<PathBuf>,
+    /// Go on though another member has log entries that this one lacks
+    #[arg(long)]
+    pub accept_loss: bool,
+    /// Ask nothing
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// `rkube snapshot`
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Save the state of a running cluster; the file is not encrypted and holds Secrets, but no keys
+    Save(SnapshotSaveArgs),
+    /// Make a new cluster of one member from a file
+    Restore(SnapshotRestoreArgs),
+    /// Check a file and say what is in it
+    Status(SnapshotStatusArgs),
+}
+
+/// `rkube snapshot save`
+#[derive(Clone, Debug, Args)]
+pub struct SnapshotSaveArgs {
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// The file to write
+    pub file: PathBuf,
+}
+
+/// `rkube snapshot restore`
+#[derive(Clone, Debug, Args)]
+pub struct SnapshotRestoreArgs {
+    #[command(flatten)]
+    pub data: DataDir,
+    /// The key with which the store's files are encrypted; one in the data directory by default
+    #[arg(long, env = "RKUBE_ENCRYPTION_KEY_FILE", value_name = "FILE")]
+    pub encryption_key_file: Option<PathBuf>,
+    /// What `rkube snapshot save` wrote
+    pub file: PathBuf,
+}
+
+/// `rkube snapshot status`
+#[derive(Clone, Debug, Args)]
+pub struct SnapshotStatusArgs {
+    /// What `rkube snapshot save` wrote
+    pub file: PathBuf,
 }
 
 /// `rkube node`

@@ -9,7 +9,7 @@ use rkube_hollow::HollowConfig;
 pub async fn run(args: HollowArgs) -> Result<()> {
     let stop = shutdown::token()?;
     let client = match &args.kubeconfig {
-        Some(path) => client::from_kubeconfig(path).await?,
+        Some(path) => client::of_members(path, None).await?,
         None => kube::Client::try_default().await.context("finding the API server")?,
     };
     let config = HollowConfig::new(args.nodes, args.prefix);

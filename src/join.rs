@@ -9,18 +9,23 @@ use kube::Client;
 use kube::config::{AuthInfo, Config};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a server may take to be connected to; there may be another.
+const CONNECT: Duration = Duration::from_secs(5);
 
 /// A join token, taken apart.
 pub struct Token {
     /// `<id>.<secret>`, what is shown to the server.
-    bearer: String,
+    pub bearer: String,
     /// Lower-case hex of the SHA-256 of the CA certificate's DER.
-    ca_hash: String,
+    pub ca_hash: String,
 }
 
 impl std::str::FromStr for Token {
@@ -104,6 +109,23 @@ impl NodeFiles {
         }
     }
 
+    /// The API servers that this node has learned of; none if it never did.
+    pub fn servers(&self) -> Result<Vec<String>> {
+        let path = self.dir.join("servers.json");
+        match std::fs::read(&path) {
+            Ok(text) => {
+                serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(e) => Err(e).with_context(|| format!("reading {}", path.display())),
+        }
+    }
+
+    /// Keeps the API servers for the next start.
+    pub fn save_servers(&self, servers: &[String]) -> Result<()> {
+        write_private(&self.dir.join("servers.json"), &serde_json::to_vec_pretty(servers)?)
+    }
+
     /// Keeps what makes this a node of the cluster; the key first, for nobody else to read.
     pub fn save(&self, key: &str, membership: &Membership) -> Result<()> {
         std::fs::create_dir_all(&self.dir)?;
@@ -133,7 +155,7 @@ fn write_private(path: &Path, content: &[u8]) -> Result<()> {
 /// Joins the cluster and keeps what it answers, unless this node has joined already.
 pub async fn ensure_member(
     files: &NodeFiles,
-    server: &str,
+    servers: &[String],
     token: Option<&str>,
     node_name: &str,
     addresses: &[Ipv4Addr],
@@ -147,22 +169,45 @@ pub async fn ensure_member(
         );
     };
     let token: Token = token.parse()?;
-    let ca = fetch_ca(server, &token).await?;
     let (key, csr) = signing_request(node_name, addresses)?;
-    let membership = request(server, &token, ca, node_name, addresses, &csr).await?;
+    let mut answer = Err(anyhow::anyhow!("no API server is named"));
+    for server in servers {
+        let ask = async {
+            let ca = fetch_ca(server, &token).await?;
+            request(server, &token, ca, node_name, addresses, &csr).await
+        };
+        answer = ask.await;
+        match &answer {
+            Ok(_) => break,
+            Err(error) => tracing::info!("{error:#}"),
+        }
+    }
+    let membership = answer?;
     files.save(&key, &membership)?;
     Ok(membership)
 }
 
 fn config(server: &str) -> Result<Config> {
-    let url = server
+    let mut config = Config::new(https_url(server)?);
+    config.connect_timeout = Some(CONNECT);
+    config.default_retry = false;
+    Ok(config)
+}
+
+/// The URL of an API server; a token or a key goes over TLS alone.
+pub fn https_url(server: &str) -> Result<http::Uri> {
+    let url: http::Uri = server
         .parse()
         .with_context(|| format!("{server:?} is no URL such as https://HOST:6443"))?;
-    Ok(Config::new(url))
+    ensure!(
+        url.scheme_str() == Some("https") && url.host().is_some_and(|host| !host.is_empty()),
+        "{server:?}: the URL of an API server has the form https://HOST:6443"
+    );
+    Ok(url)
 }
 
 /// Fetches the CA from a server that nobody vouches for, and checks it against the token.
-async fn fetch_ca(server: &str, token: &Token) -> Result<Vec<u8>> {
+pub async fn fetch_ca(server: &str, token: &Token) -> Result<Vec<u8>> {
     let mut config = config(server)?;
     config.accept_invalid_certs = true;
     let request = http::Request::get("/rkube/v1/ca").body(Vec::new())?;
@@ -202,24 +247,34 @@ async fn request(
     addresses: &[Ipv4Addr],
     csr: &str,
 ) -> Result<Membership> {
-    let mut config = config(server)?;
-    config.root_cert = Some(vec![ca]);
-    config.auth_info = AuthInfo { token: Some(token.bearer.clone().into()), ..AuthInfo::default() };
     let body = serde_json::json!({"nodeName": node_name, "addresses": addresses, "csr": csr});
-    let request = http::Request::post("/rkube/v1/join")
-        .header("content-type", "application/json")
-        .body(serde_json::to_vec(&body)?)?;
-    Client::try_from(config)?
-        .request(request)
+    post(server, token, ca, "/rkube/v1/join", &body)
         .await
         .with_context(|| format!("joining the cluster of {server} as {node_name}"))
 }
 
-/// A client that speaks as this node.
-pub fn client(server: &str, files: &NodeFiles, membership: &Membership) -> Result<Client> {
+/// Sends to a server that shows a certificate of the CA, with the token.
+pub async fn post<T: DeserializeOwned>(
+    server: &str,
+    token: &Token,
+    ca: Vec<u8>,
+    path: &str,
+    body: &impl Serialize,
+) -> Result<T> {
+    let mut config = config(server)?;
+    config.root_cert = Some(vec![ca]);
+    config.auth_info = AuthInfo { token: Some(token.bearer.clone().into()), ..AuthInfo::default() };
+    let request = http::Request::post(path)
+        .header("content-type", "application/json")
+        .body(serde_json::to_vec(body)?)?;
+    Ok(Client::try_from(config)?.request(request).await?)
+}
+
+/// How this node speaks to an API server; the URL of one is still missing.
+pub fn node_config(files: &NodeFiles, membership: &Membership) -> Result<Config> {
     use base64::Engine as _;
     let encode = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
-    let mut config = config(server)?;
+    let mut config = Config::new(http::Uri::from_static("https://kubernetes"));
     let ca = CertificateDer::from_pem_slice(membership.ca.as_bytes())
         .map_err(|e| anyhow::anyhow!("the cluster's certificate authority: {e:?}"))?;
     config.root_cert = Some(vec![ca.to_vec()]);
@@ -228,7 +283,7 @@ pub fn client(server: &str, files: &NodeFiles, membership: &Membership) -> Resul
         client_key_data: Some(encode(&files.read_key()?).into()),
         ..AuthInfo::default()
     };
-    Ok(Client::try_from(config)?)
+    Ok(config)
 }
 
 #[cfg(test)]
@@ -243,6 +298,15 @@ mod tests {
         let token: Token = format!("abcdef.0123:sha256:{hash}\n").parse().unwrap();
         assert_eq!(token.bearer, "abcdef.0123");
         assert_eq!(token.ca_hash, hash.to_lowercase());
+    }
+
+    #[test]
+    fn a_token_goes_over_tls_alone() {
+        for bad in ["http://h:6443", "h:6443", "h", "", "https://", "ftp://h", "a b"] {
+            let error = config(bad).err().unwrap_or_else(|| panic!("{bad}")).to_string();
+            assert!(error.contains("https://HOST:6443"), "{bad}: {error}");
+        }
+        assert!(config("https://h:6443").is_ok());
     }
 
     #[test]
@@ -262,6 +326,9 @@ mod tests {
         };
         files.save("key", &membership).unwrap();
         assert_eq!(files.membership().unwrap().unwrap().cluster_id, "x");
+        assert!(files.servers().unwrap().is_empty());
+        files.save_servers(&["https://h:6443".into()]).unwrap();
+        assert_eq!(files.servers().unwrap(), ["https://h:6443"]);
         let mode = std::fs::metadata(files.key()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }

@@ -7,11 +7,17 @@ mod config_file;
 mod containerd;
 mod hollow;
 mod join;
+mod member;
+mod member_join;
 mod node_init;
 mod node_network;
 mod pause;
+mod peers;
+mod recover;
 mod server;
+mod servers;
 mod shutdown;
+mod snapshot;
 mod up;
 
 use anyhow::{Context, Result};
@@ -45,7 +51,12 @@ fn try_main() -> Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let single = matches!(
         cli.command,
-        Command::Up(_) | Command::Token(_) | Command::Node(_) | Command::Hollow(_)
+        Command::Up(_)
+            | Command::Token(_)
+            | Command::Member(_)
+            | Command::Snapshot(_)
+            | Command::Node(_)
+            | Command::Hollow(_)
     );
     let mut builder = match single {
         true => tokio::runtime::Builder::new_current_thread(),
@@ -60,11 +71,14 @@ async fn dispatch(cli: Cli) -> Result<()> {
         Command::Up(args) => up::run(args).await,
         Command::Server(args) => server::run(args).await,
         Command::Agent(args) => agent::run(args).await,
-        Command::Token(TokenCommand::Create(data)) => {
-            let client = client::from_kubeconfig(&data.data_dir.join("admin.kubeconfig")).await?;
-            println!("{}", client::create_token(&client).await?);
+        Command::Token(TokenCommand::Create(args)) => {
+            let kubeconfig = args.data.data_dir.join("admin.kubeconfig");
+            let client = client::from_kubeconfig(&kubeconfig).await?;
+            println!("{}", client::create_token(&client, args.role).await?);
             Ok(())
         }
+        Command::Member(command) => member::run(command).await,
+        Command::Snapshot(command) => snapshot::run(command).await,
         Command::Node(command) => up::node_command(command).await,
         Command::Hollow(args) => hollow::run(args).await,
         Command::NodeInit(args) => node_init::run(&args),

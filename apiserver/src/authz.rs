@@ -118,7 +118,7 @@ fn authorize_node(node: &str, asked: &Attributes<'_>, graph: &dyn NodeGraph) -> 
         ("coordination.k8s.io", "leases") => return own_lease(node, asked),
         ("" | "events.k8s.io", "events") => matches!(asked.verb, "create" | "patch" | "update"),
         ("", "services") | ("discovery.k8s.io", "endpointslices") => reads,
-        ("", "namespaces") => reads,
+        ("", "namespaces") | ("rkube.dev", "members") => reads,
         _ => false,
     };
     if allowed { Ok(()) } else { Err(String::new()) }
@@ -271,6 +271,7 @@ mod tests {
             (Method::POST, "/api/v1/namespaces/a/events"),
             (Method::GET, "/api/v1/services?watch=1"),
             (Method::GET, "/api/v1/nodes?watch=1"),
+            (Method::GET, "/apis/rkube.dev/v1/members"),
             (Method::GET, "/apis"),
         ];
         for (method, uri) in yes {
@@ -280,6 +281,7 @@ mod tests {
             (Method::PATCH, "/api/v1/nodes/n2"),
             (Method::GET, "/api/v1/nodes/n2/proxy/pods"),
             (Method::DELETE, "/api/v1/nodes/n1"),
+            (Method::DELETE, "/apis/rkube.dev/v1/members/m1"),
             (Method::PATCH, "/api/v1/nodes/n2/status"),
             (Method::GET, "/api/v1/pods"),
             (Method::GET, "/api/v1/pods?fieldSelector=spec.nodeName%3Dn2"),

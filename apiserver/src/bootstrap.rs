@@ -7,6 +7,7 @@
 use crate::admission::FIRST_NAMESPACES;
 use crate::authn::Identity;
 use crate::context::Cx;
+use crate::endpoints;
 use crate::query::Query;
 use crate::request_info::RequestInfo;
 use crate::rest;
@@ -53,21 +54,26 @@ pub fn own_context(resource: (&str, &str, &str), namespace: &str) -> Result<Cx, 
 ///
 /// # Errors
 /// What refused one of the objects.
-pub async fn make_first_objects(api: &Arc<ApiServer>) -> Result<(), ApiError> {
+pub async fn make_first_objects(api: &Arc<ApiServer>, term: u64) -> Result<(), ApiError> {
     for name in FIRST_NAMESPACES {
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
-        ensure(api, ("", "v1", "namespaces"), "", object).await?;
+        ensure(api, term, ("", "v1", "namespaces"), "", object).await?;
     }
     for name in FIRST_NAMESPACES {
-        furnish(api, name).await?;
+        furnish(api, term, name).await?;
     }
-    ensure(api, ("", "v1", "services"), "default", kubernetes_service(api)).await?;
-    keep_endpoint(api).await
+    let service = kubernetes_service(api);
+    ensure(api, term, ("", "v1", "services"), "default", service).await?;
+    endpoints::publish(api, term, &api.storage.members()).await
 }
 
 /// Creates an object unless it is there.
-async fn ensure(
+///
+/// # Errors
+/// What refused it.
+pub async fn ensure(
     api: &Arc<ApiServer>,
+    term: u64,
     resource: (&str, &str, &str),
     namespace: &str,
     object: Value,
@@ -78,7 +84,7 @@ async fn ensure(
     if api.storage.view().get(&rest::key_of(kind, namespace, name)).is_some() {
         return Ok(());
     }
-    let cx = own_context(resource, namespace)?;
+    let cx = own_context(resource, namespace)?.in_term(Some(term));
     match rest::create_value(api, &cx, kind, object, false, false).await {
         Err(error) if error.reason != Reason::AlreadyExists => Err(error),
         _ => Ok(()),
@@ -86,17 +92,17 @@ async fn ensure(
 }
 
 /// Makes what every namespace has.
-async fn furnish(api: &Arc<ApiServer>, namespace: &str) -> Result<(), ApiError> {
+async fn furnish(api: &Arc<ApiServer>, term: u64, namespace: &str) -> Result<(), ApiError> {
     let account =
         json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
-    ensure(api, ("", "v1", "serviceaccounts"), namespace, account).await?;
+    ensure(api, term, ("", "v1", "serviceaccounts"), namespace, account).await?;
     let ca = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": {"name": ROOT_CA, "annotations": {
             "kubernetes.io/description": "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the internal service IP or kubernetes.default.svc."}},
         "data": {"ca.crt": api.ca_pem()},
     });
-    ensure(api, ("", "v1", "configmaps"), namespace, ca).await
+    ensure(api, term, ("", "v1", "configmaps"), namespace, ca).await
 }
 
 fn kubernetes_service(api: &ApiServer) -> Value {
@@ -117,68 +123,23 @@ fn kubernetes_service(api: &ApiServer) -> Value {
     })
 }
 
-fn kubernetes_endpoint(api: &ApiServer) -> Value {
-    let config = api.config();
-    let family = if config.advertise_address.is_ipv4() { "IPv4" } else { "IPv6" };
-    json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-        "metadata": {
-            "name": "kubernetes",
-            "labels": {"kubernetes.io/service-name": "kubernetes"},
-        },
-        "addressType": family,
-        "endpoints": [{
-            "addresses": [config.advertise_address.to_string()],
-            "conditions": {"ready": true},
-        }],
-        "ports": [{"name": "https", "port": config.secure_port, "protocol": "TCP"}],
-    })
-}
-
-/// The endpoint of the Service `kubernetes` follows the address that this server was told.
-async fn keep_endpoint(api: &Arc<ApiServer>) -> Result<(), ApiError> {
-    if api.config().advertise_address.is_loopback() {
-        // Nobody else could reach it there, and Kubernetes takes no such endpoint.
-        tracing::info!(
-            "the advertised address is a loopback one: the Service kubernetes has no endpoint"
-        );
-        return Ok(());
-    }
-    let resource = ("discovery.k8s.io", "v1", "endpointslices");
-    let wanted = kubernetes_endpoint(api);
-    ensure(api, resource, "default", wanted.clone()).await?;
-    let kind =
-        api.registry.resource(resource.0, resource.1, resource.2).ok_or_else(ApiError::no_route)?;
-    let mut cx = own_context(resource, "default")?;
-    cx.info.name = "kubernetes".into();
-    rest::change_main(api, &cx, kind, |old| {
-        let mut new = old.clone();
-        for field in ["addressType", "endpoints", "ports"] {
-            new[field] = wanted[field].clone();
-        }
-        Ok(new)
-    })
-    .await
-}
-
-/// Makes again, as long as the server runs, what belongs into every namespace.
-pub async fn keep_namespaces_furnished(api: Arc<ApiServer>) {
+/// Makes again, as long as the term lasts, what belongs into every namespace.
+pub async fn keep_namespaces_furnished(api: &Arc<ApiServer>, term: u64) {
     let mut pending: BTreeSet<String> = BTreeSet::new();
     let mut sources: Option<Vec<Watch>> = None;
-    while !api.stopping.is_cancelled() {
+    loop {
         if sources.is_none() {
             let view = api.storage.view();
-            sources = watches(&api, &view);
+            sources = watches(api, &view);
             pending.extend(all_namespaces(&view));
         }
-        let stuck = furnish_all(&api, &mut pending).await;
+        let stuck = furnish_all(api, term, &mut pending).await;
         let Some(watches) = &mut sources else {
             tokio::time::sleep(RETRY).await;
             continue;
         };
         let [namespaces, accounts, maps] = watches.as_mut_slice() else { return };
         let batch = tokio::select! {
-            () = api.stopping.cancelled() => return,
             () = tokio::time::sleep(RETRY), if stuck => continue,
             batch = namespaces.next_batch() => batch,
             batch = accounts.next_batch() => batch,
@@ -220,13 +181,13 @@ fn namespace_to_furnish(event: &Event) -> Option<String> {
 }
 
 /// Works through the namespaces; says whether some are left to be tried again.
-async fn furnish_all(api: &Arc<ApiServer>, pending: &mut BTreeSet<String>) -> bool {
+async fn furnish_all(api: &Arc<ApiServer>, term: u64, pending: &mut BTreeSet<String>) -> bool {
     for namespace in std::mem::take(pending) {
         let object = api.storage.view().get(&Key::new("namespaces", "", &namespace));
         if object.is_none_or(|o| o.header.terminating) {
             continue;
         }
-        if let Err(error) = furnish(api, &namespace).await
+        if let Err(error) = furnish(api, term, &namespace).await
             && !matches!(error.reason, Reason::Forbidden | Reason::NotFound)
         {
             tracing::warn!(namespace, %error, "furnishing a namespace failed");

@@ -15,6 +15,12 @@ pub struct ApiServerConfig {
     pub secure_port: u16,
     /// Where nodes and pods reach this server; also the address behind the Service `kubernetes`.
     pub advertise_address: IpAddr,
+    /// The name of this member of the control plane, for people.
+    pub member_name: String,
+    /// The port at which the other members reach this one.
+    pub peer_port: u16,
+    /// The file of the key with which the store is encrypted; None for one in the data directory.
+    pub encryption_key: Option<PathBuf>,
     /// More names and addresses for the server's certificate.
     pub extra_sans: Vec<String>,
     /// Seconds a pod stays bound to a node that is not ready, unless it says so itself.
@@ -51,6 +57,9 @@ impl ApiServerConfig {
             bind_address: IpAddr::from([0, 0, 0, 0]),
             secure_port: 6443,
             advertise_address: IpAddr::from([127, 0, 0, 1]),
+            member_name: "rkube".into(),
+            peer_port: 2380,
+            encryption_key: None,
             extra_sans: Vec::new(),
             default_not_ready_toleration_seconds: 300,
             default_unreachable_toleration_seconds: 300,

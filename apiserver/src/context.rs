@@ -24,6 +24,9 @@ pub struct Cx {
     pub accepted: Accepted,
     /// The time of the request.
     pub now: Timestamp,
+    /// The leader's term that a component of the control plane writes in: a write is refused once
+    /// it is over.
+    pub term: Option<u64>,
     /// Texts for `Warning` headers.
     warnings: Mutex<Vec<String>>,
 }
@@ -42,7 +45,13 @@ impl Cx {
     ) -> Result<Self, ApiError> {
         let accept = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok());
         let accepted = negotiate::accepted(accept)?;
-        Ok(Cx { info, identity, query, headers, accepted, now, warnings: Mutex::default() })
+        let warnings = Mutex::default();
+        Ok(Cx { info, identity, query, headers, accepted, now, term: None, warnings })
+    }
+
+    /// The same for a write of a leader's term.
+    pub fn in_term(self, term: Option<u64>) -> Self {
+        Cx { term, ..self }
     }
 
     /// A header's text, empty if there is none.
@@ -50,9 +59,14 @@ impl Cx {
         self.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("")
     }
 
-    /// Adds texts for `Warning` headers.
+    /// Adds texts for `Warning` headers; each goes out once.
     pub fn warn(&self, texts: impl IntoIterator<Item = String>) {
-        self.warnings.lock().extend(texts);
+        let mut warnings = self.warnings.lock();
+        for text in texts {
+            if !warnings.contains(&text) {
+                warnings.push(text);
+            }
+        }
     }
 
     /// The warnings so far.

@@ -12,31 +12,24 @@ const AT_LEAST: Duration = Duration::from_secs(1);
 /// Enough to keep up with a storm, few enough that a batch delays nobody.
 const BATCH: usize = 200;
 
-/// Deletes as long as the server runs.
-pub async fn run(api: Arc<ApiServer>) {
+/// Deletes as long as the term lasts.
+pub async fn run(api: &ApiServer, term: u64) {
     let pause = api.config().event_ttl.clamp(AT_LEAST, EVERY);
     loop {
-        tokio::select! {
-            () = api.stopping.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
-        }
-        api.openapi.forget_unused();
-        sweep(&api, Timestamp::now().as_second()).await;
+        tokio::time::sleep(pause).await;
+        sweep(api, term, Timestamp::now().as_second()).await;
     }
 }
 
-async fn sweep(api: &ApiServer, now: i64) {
+async fn sweep(api: &ApiServer, term: u64, now: i64) {
     let expired = expired(&api.storage.view(), now);
     for batch in expired.chunks(BATCH) {
-        if api.stopping.is_cancelled() {
-            return;
-        }
         // One by one refused would be nothing lost: an event that was just written anew lives on
         // and its batch comes again in the next round.
         let preconditions =
             batch.iter().map(|o| Precondition::RevisionIs(o.key.clone(), o.revision)).collect();
         let writes = batch.iter().map(|o| Write::Delete(o.key.clone())).collect();
-        if let Err(error) = api.storage.propose(preconditions, writes).await {
+        if let Err(error) = api.storage.propose(Some(term), preconditions, writes).await {
             tracing::warn!(%error, "deleting expired objects failed");
             return;
         }

@@ -3,7 +3,46 @@
 use crate::body::Body;
 use crate::query::Query;
 use crate::response;
+use crate::storage::Storage;
 use http::{Response, StatusCode};
+use parking_lot::Mutex;
+use std::time::Duration;
+
+/// The check that tells why it fails: whoever starts a member must see what it waits for.
+pub const CATCH_UP: &str = "bootstrap";
+
+/// Between two attempts to hear of a leader; each waits for one by itself.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// Whether this member has once applied what the leader had committed.
+pub struct CaughtUp(Mutex<Option<String>>);
+
+impl Default for CaughtUp {
+    fn default() -> Self {
+        CaughtUp(Mutex::new(Some("this member has not heard of a leader yet".into())))
+    }
+}
+
+impl CaughtUp {
+    /// Whether it has.
+    pub fn is_done(&self) -> bool {
+        self.0.lock().is_none()
+    }
+
+    /// Why it has not.
+    pub fn fault(&self) -> Option<String> {
+        self.0.lock().clone()
+    }
+
+    /// Waits until it has: a read that the leader confirms shows everything committed before.
+    pub async fn catch_up(&self, storage: &Storage) {
+        while let Err(error) = storage.fresh_view().await {
+            *self.0.lock() = Some(error.message);
+            tokio::time::sleep(RETRY).await;
+        }
+        *self.0.lock() = None;
+    }
+}
 
 /// One check and what is wrong, if anything.
 pub struct Check {
@@ -42,6 +81,9 @@ fn line(check: &Check, counted: bool) -> String {
     match (&check.fault, counted) {
         (_, false) => format!("[+]{} excluded: ok\n", check.name),
         (None, true) => format!("[+]{} ok\n", check.name),
+        (Some(why), true) if check.name == CATCH_UP => {
+            format!("[-]{} failed: {why}\n", check.name)
+        }
         // As upstream: the reason is in the log, not in an answer that everybody may read.
         (Some(_), true) => format!("[-]{} failed: reason withheld\n", check.name),
     }

@@ -1,8 +1,10 @@
 //! Nodes that join: tokens, and certificates for those who show one.
 //!
 //! A token is `<id>.<secret>`, kept as a Secret of type `bootstrap.kubernetes.io/token` in
-//! kube-system with an end. It buys one thing: a certificate for a node's name. A node that joins
-//! again under its name gets a new certificate.
+//! kube-system with an end. It buys a certificate for a node's name; a node that joins again under
+//! its name gets a new certificate. One whose Secret has the role `any` also buys membership in the
+//! control plane ([`crate::member_requests`]), and with it the cluster's keys; a Secret that says
+//! nothing is for nodes.
 
 use crate::authn::{Identity, unauthorized};
 use crate::body::{self, Body, RequestBody};
@@ -19,7 +21,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use jiff::{SignedDuration, Timestamp};
 use rkube_api::{ApiError, FieldError};
-use rkube_store::Key;
+use rkube_store::{Key, View};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::net::IpAddr;
@@ -46,12 +48,33 @@ struct JoinRequest {
     csr: String,
 }
 
+/// What a token is good for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum TokenRole {
+    /// Nodes and members of the control plane.
+    #[default]
+    Any,
+    /// Nodes.
+    Node,
+}
+
+impl TokenRole {
+    fn name(self) -> &'static str {
+        match self {
+            TokenRole::Any => "any",
+            TokenRole::Node => "node",
+        }
+    }
+}
+
 /// What is sent to make a token.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct TokenRequest {
     ttl_seconds: Option<u64>,
     description: String,
+    role: TokenRole,
 }
 
 /// Makes a token and gives its whole text, the hash of the CA in it.
@@ -62,6 +85,7 @@ pub async fn create_token(
     api: &Arc<ApiServer>,
     life: Duration,
     description: &str,
+    role: TokenRole,
 ) -> Result<String, ApiError> {
     let now = Timestamp::now();
     let (id, secret) = (ids::token_part(ID), ids::token_part(SECRET));
@@ -74,7 +98,7 @@ pub async fn create_token(
         "data": {
             "token-id": b64(&id), "token-secret": b64(&secret),
             "expiration": b64(&until.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
-            "description": b64(description),
+            "description": b64(description), "role": b64(role.name()),
             "usage-bootstrap-authentication": b64("true"),
         },
     });
@@ -112,7 +136,7 @@ pub async fn answer_create_token(
                 .map_err(|e| ApiError::bad_request(format!("decoding the token request: {e}")))?
         };
         let life = asked.ttl_seconds.map_or(DEFAULT_LIFE, Duration::from_secs);
-        create_token(api, life, &asked.description).await
+        create_token(api, life, &asked.description, asked.role).await
     };
     match work.await {
         Ok(token) => response::json(StatusCode::CREATED, &json!({"token": token})),
@@ -132,20 +156,7 @@ pub async fn answer_join(api: &Arc<ApiServer>, request: Request<RequestBody>) ->
 }
 
 async fn join(api: &Arc<ApiServer>, request: Request<RequestBody>) -> Result<Value, ApiError> {
-    let authorization = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|v| v.to_str().ok())
-        .and_then(|v| v.strip_prefix("Bearer "))
-        .unwrap_or("")
-        .to_owned();
-    if !is_valid(api, &authorization, Timestamp::now()) {
-        tracing::warn!(
-            token_id = token_id(&authorization),
-            "a join with a token that is not valid"
-        );
-        return Err(unauthorized());
-    }
+    check_token(api, request.headers()).await?;
     let body = body::read(request.into_body()).await?;
     let asked: JoinRequest = serde_json::from_slice(&body)
         .map_err(|e| ApiError::bad_request(format!("decoding the join request: {e}")))?;
@@ -170,9 +181,12 @@ fn cluster_id(api: &ApiServer) -> String {
     object.map_or_else(String::new, |o| o.header.uid.to_string())
 }
 
-fn check_name(name: &str) -> Result<(), ApiError> {
+/// Refuses what can't be the name of a node or a member.
+pub fn check_name(name: &str) -> Result<(), ApiError> {
     let good = !name.is_empty()
         && name.len() <= 253
+        // Names in members' certificates.
+        && !name.ends_with(".rkube.internal")
         && name.split('.').all(|label| {
             !label.is_empty()
                 && label.len() <= 63
@@ -199,29 +213,49 @@ fn token_id(token: &str) -> &str {
     token.split('.').next().filter(|id| id.len() == ID).unwrap_or("")
 }
 
-/// Whether a token is known, meant for joining and not at its end.
-fn is_valid(api: &ApiServer, token: &str, now: Timestamp) -> bool {
-    let Some((id, secret)) = token.split_once('.') else { return false };
+/// What the token of a request is good for. It may have been made at another member a moment ago,
+/// so everything acknowledged is looked at.
+///
+/// # Errors
+/// 401 if it is good for nothing, 503 without a leader.
+pub async fn check_token(api: &ApiServer, headers: &HeaderMap) -> Result<TokenRole, ApiError> {
+    let shown = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+    let token = shown.and_then(|v| v.strip_prefix("Bearer ")).unwrap_or("");
+    let view = api.storage.fresh_view().await?;
+    role_of(&view, token, Timestamp::now()).ok_or_else(|| {
+        tracing::warn!(token_id = token_id(token), "a join with a token that is not valid");
+        unauthorized()
+    })
+}
+
+/// The role of a token that is known, meant for joining and not at its end.
+fn role_of(view: &View, token: &str, now: Timestamp) -> Option<TokenRole> {
+    let (id, secret) = token.split_once('.')?;
     // What follows a colon is the hash that the node has checked already.
     let secret = secret.split(':').next().unwrap_or("");
     let fits = |part: &str, length: usize| {
         part.len() == length && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
     };
     if !fits(id, ID) {
-        return false;
+        return None;
     }
-    let Some(object) = api.storage.view().get(&Key::new("secrets", NAMESPACE, &secret_name(id)))
-    else {
-        return false;
-    };
-    let Ok(value) = serde_json::from_slice::<Value>(&object.json) else { return false };
-    let data = |key: &str| data(&value, key);
+    let object = view.get(&Key::new("secrets", NAMESPACE, &secret_name(id)))?;
+    role_in(&serde_json::from_slice(&object.json).ok()?, secret, now)
+}
+
+/// The role that a Secret gives to who shows the token's secret at a time.
+fn role_in(object: &Value, secret: &str, now: Timestamp) -> Option<TokenRole> {
+    let data = |key: &str| data(object, key);
     let alive = data("expiration")
         .is_none_or(|until| until.parse::<Timestamp>().is_ok_and(|until| now < until));
-    value["type"] == TOKEN_TYPE
+    let good = object["type"] == TOKEN_TYPE
         && data("usage-bootstrap-authentication").as_deref() == Some("true")
         && data("token-secret").is_some_and(|known| same(known.as_bytes(), secret.as_bytes()))
-        && alive
+        && alive;
+    good.then(|| match data("role").as_deref() {
+        Some("any") => TokenRole::Any,
+        _ => TokenRole::Node,
+    })
 }
 
 /// The text in a Secret's entry.
@@ -246,10 +280,34 @@ mod tests {
     use super::*;
 
     #[test]
+    fn tokens_have_roles() {
+        let secret = |extra: Value| {
+            let b64 = |text: &str| STANDARD.encode(text);
+            let mut object = json!({"type": TOKEN_TYPE, "data": {
+                "token-secret": b64("s"), "usage-bootstrap-authentication": b64("true"),
+                "expiration": b64("2030-01-01T00:00:00Z")}});
+            for (key, value) in extra.as_object().into_iter().flatten() {
+                object["data"][key] = b64(value.as_str().unwrap_or("")).into();
+            }
+            object
+        };
+        let now: Timestamp = "2029-01-01T00:00:00Z".parse().unwrap();
+        let role = |extra: Value| role_in(&secret(extra), "s", now);
+        assert_eq!(role(json!({"role": "any"})), Some(TokenRole::Any));
+        assert_eq!(role(json!({"role": "node"})), Some(TokenRole::Node));
+        assert_eq!(role(json!({})), Some(TokenRole::Node));
+        assert_eq!(role(json!({"role": "everything"})), Some(TokenRole::Node));
+        assert_eq!(role(json!({"expiration": "2028-01-01T00:00:00Z"})), None);
+        assert_eq!(role(json!({"usage-bootstrap-authentication": "false"})), None);
+        assert_eq!(role_in(&secret(json!({"role": "any"})), "t", now), None);
+    }
+
+    #[test]
     fn names_and_comparison() {
         assert!(check_name("n1").is_ok());
         assert!(check_name("n1.example.org").is_ok());
-        for bad in ["", "N1", "a/b", "-a", "a..b", "system:node:x", &"a".repeat(254)] {
+        let member = "member-1.cluster-2.rkube.internal";
+        for bad in ["", member, "N1", "a/b", "-a", "a..b", "system:node:x", &"a".repeat(254)] {
             assert!(check_name(bad).is_err(), "{bad}");
         }
         assert!(same(b"abc", b"abc"));

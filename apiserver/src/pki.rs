@@ -4,9 +4,14 @@
 //! kubelets, and those of the nodes that join. It is made at the first start; what it signs is
 //! renewed at a start when it is near its end or no longer fits.
 //!
+//! Members share the CA and the key of service account tokens: who founds a cluster makes them, who
+//! joins is given them ([`crate::member_file`]) and never makes its own. Every member issues what
+//! it shows to others by itself.
+//!
 //! Files appear whole or not at all: each is written beside its place, synced, and renamed.
 
 use crate::config::ApiServerConfig;
+use crate::member_file::{MemberFile, SharedKeys};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
@@ -106,13 +111,17 @@ struct Subject<'a> {
 
 impl Pki {
     /// Loads the PKI, makes what is missing and renews what must be renewed; writes the admin's
-    /// kubeconfig.
+    /// kubeconfig. A member that joined takes the shared keys that it was given.
     ///
     /// # Errors
-    /// If a file can't be read or written or holds something else. A broken CA is never replaced.
+    /// If a file can't be read or written or holds something else. A broken CA is never replaced,
+    /// nor is a missing one by a member that joined.
     pub fn open(config: &ApiServerConfig, now: SystemTime) -> Result<Self, PkiError> {
         let dir = config.pki_dir();
         create_dir(&dir)?;
+        if let Some(member) = MemberFile::load(&config.store_dir())? {
+            take_shared_keys(&dir, &config.store_dir(), member)?;
+        }
         let ca = load_or_make(&dir, "ca", |_| true, || make_ca(now))?;
         let issuer = issuer(&ca)?;
         let sans = server_sans(config);
@@ -153,13 +162,31 @@ impl Pki {
         let kubelet_client = client("apiserver-kubelet-client", "kube-apiserver-kubelet-client")?;
         let service_account_key = load_or_make_key(&dir.join("sa.key"))?;
         let pki = Pki { ca, issuer, server, admin, kubelet_client, service_account_key };
-        let url = format!("https://{}", authority(reachable(config), config.secure_port));
-        write_file(
-            &config.data_dir.join("admin.kubeconfig"),
-            pki.kubeconfig(&url, &pki.admin).as_bytes(),
-            true,
-        )?;
+        pki.write_admin_kubeconfig(config, &[])?;
         Ok(pki)
+    }
+
+    /// Writes the admin's kubeconfig: this server, then the other members' to go on with.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn write_admin_kubeconfig(
+        &self,
+        config: &ApiServerConfig,
+        others: &[String],
+    ) -> Result<(), PkiError> {
+        let url = format!("https://{}", authority(reachable(config), config.secure_port));
+        let text = self.kubeconfig(&url, others, &self.admin);
+        write_file(&config.data_dir.join("admin.kubeconfig"), text.as_bytes(), true)
+    }
+
+    /// What a member that joins is given.
+    pub fn shared_keys(&self) -> SharedKeys {
+        SharedKeys {
+            ca_certificate: self.ca.certificate.clone(),
+            ca_key: self.ca.key.clone(),
+            service_account_key: self.service_account_key.clone(),
+        }
     }
 
     /// The CA, with its key.
@@ -177,17 +204,23 @@ impl Pki {
     /// # Errors
     /// If the PEM is broken.
     pub fn ca_hash(&self) -> Result<String, PkiError> {
-        let (chain, _) = self.ca.der()?;
-        let digest = Sha256::digest(&chain[0]);
-        Ok(digest.iter().map(|b| format!("{b:02x}")).collect())
+        certificate_hash(&self.ca.certificate)
     }
 
-    /// A kubeconfig for a client certificate.
-    pub fn kubeconfig(&self, server: &str, client: &Pair) -> String {
+    /// A kubeconfig for a client certificate. `others` are further servers of the cluster, in an
+    /// extension that rkubectl knows.
+    pub fn kubeconfig(&self, server: &str, others: &[String], client: &Pair) -> String {
         use base64::Engine;
+        let members = match others {
+            [] => String::new(),
+            _ => format!(
+                "\n    extensions:\n    - name: rkube.dev/members\n      extension: {}",
+                serde_json::json!({"servers": others}),
+            ),
+        };
         let b64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
         format!(
-            "apiVersion: v1\nkind: Config\nclusters:\n- name: rkube\n  cluster:\n    server: {server}\n    certificate-authority-data: {}\nusers:\n- name: kubernetes-admin\n  user:\n    client-certificate-data: {}\n    client-key-data: {}\ncontexts:\n- name: rkube\n  context:\n    cluster: rkube\n    user: kubernetes-admin\ncurrent-context: rkube\n",
+            "apiVersion: v1\nkind: Config\nclusters:\n- name: rkube\n  cluster:\n    server: {server}\n    certificate-authority-data: {}{members}\nusers:\n- name: kubernetes-admin\n  user:\n    client-certificate-data: {}\n    client-key-data: {}\ncontexts:\n- name: rkube\n  context:\n    cluster: rkube\n    user: kubernetes-admin\ncurrent-context: rkube\n",
             b64(&self.ca.certificate),
             b64(&client.certificate),
             b64(&client.key),
@@ -245,6 +278,90 @@ impl Pki {
         )?;
         Ok(request.signed_by(&self.issuer).map_err(crypto(what))?.pem())
     }
+}
+
+/// What a member shows to the others and what it believes of them.
+pub struct PeerPair {
+    /// The CA's certificate, PEM.
+    pub ca: String,
+    /// The member's own, good for client and server use.
+    pub own: Pair,
+}
+
+/// The certificate of a member for others, under the name that says which member of which cluster
+/// it is; made or renewed if need be. Nothing but the CA must be there: an offline command may ask
+/// too.
+///
+/// # Errors
+/// If there is no CA or the files can't be read or written.
+pub fn peer(config: &ApiServerConfig, name: &str, now: SystemTime) -> Result<PeerPair, PkiError> {
+    let dir = config.pki_dir();
+    let must = |name: &str| {
+        let path = dir.join(name);
+        let none = std::io::Error::from(std::io::ErrorKind::NotFound);
+        let text = read_file(&path)?;
+        text.ok_or(PkiError::File { action: "reading", path, source: none })
+    };
+    let ca = Pair { certificate: must("ca.crt")?, key: must("ca.key")? };
+    let issuer = issuer(&ca)?;
+    let sans = vec![name.to_owned()];
+    let make = || {
+        let subject = Subject {
+            common_name: "rkube-member",
+            organization: None,
+            sans: sans.clone(),
+            server: true,
+            client: true,
+        };
+        issue(&issuer, &subject, now)
+    };
+    let own = load_or_make(&dir, "peer", |pair| is_good(pair, &ca, &sans, now), make)?;
+    Ok(PeerPair { ca: ca.certificate, own })
+}
+
+/// SHA-256 of a certificate's DER, in hexadecimal.
+///
+/// # Errors
+/// If the PEM is broken.
+pub fn certificate_hash(pem: &str) -> Result<String, PkiError> {
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| PkiError::Crypto {
+        what: "decoding a certificate".into(),
+        why: e.to_string(),
+    })?;
+    Ok(Sha256::digest(&der).iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// The CA's certificate in a data directory, PEM; None if there is none.
+///
+/// # Errors
+/// If the file can't be read.
+pub fn ca_in(config: &ApiServerConfig) -> Result<Option<String>, PkiError> {
+    read_file(&config.pki_dir().join("ca.crt"))
+}
+
+/// Puts the keys that a joined member was given where they belong; after that they are there alone.
+/// The certificate comes last of the CA, as [`load_or_make`] goes by it.
+fn take_shared_keys(dir: &Path, store_dir: &Path, member: MemberFile) -> Result<(), PkiError> {
+    let bad = |why: String| Err(PkiError::Crypto { what: "taking the cluster's CA".into(), why });
+    let Some(keys) = &member.keys else {
+        for name in ["ca.crt", "ca.key", "sa.key"] {
+            if read_file(&dir.join(name))?.is_none() {
+                return bad(format!(
+                    "{} is missing; bring it back, or wipe the data directory and join again",
+                    dir.join(name).display()
+                ));
+            }
+        }
+        return Ok(());
+    };
+    let certificate = dir.join("ca.crt");
+    if read_file(&certificate)?.is_some_and(|there| there != keys.ca_certificate) {
+        return bad(format!("{} is that of another cluster", certificate.display()));
+    }
+    write_file(&dir.join("sa.key"), keys.service_account_key.as_bytes(), true)?;
+    write_file(&dir.join("ca.key"), keys.ca_key.as_bytes(), true)?;
+    write_file(&certificate, keys.ca_certificate.as_bytes(), false)?;
+    MemberFile { keys: None, ..member }.save(store_dir)
 }
 
 /// Where clients on this machine reach the server.
@@ -509,6 +626,104 @@ mod tests {
         let renamed = Pki::open(&other, now).unwrap();
         assert_ne!(later.server.certificate, renamed.server.certificate);
         assert_eq!(later.admin.certificate, renamed.admin.certificate);
+    }
+
+    /// A directory of a founder, and one of a member that was just given its keys.
+    fn joined() -> (tempfile::TempDir, tempfile::TempDir, SharedKeys) {
+        let (founder, joiner) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let keys = Pki::open(&config(founder.path()), SystemTime::now()).unwrap().shared_keys();
+        let identity = rkube_store::Identity { cluster_id: 1, member_id: 2 };
+        let file = MemberFile::joined(identity, keys.clone(), Vec::new());
+        file.save(&config(joiner.path()).store_dir()).unwrap();
+        (founder, joiner, keys)
+    }
+
+    #[test]
+    fn a_joined_member_takes_the_keys_it_was_given_wherever_it_crashed() {
+        let files = |keys: &SharedKeys| {
+            [
+                ("sa.key", keys.service_account_key.clone()),
+                ("ca.key", keys.ca_key.clone()),
+                ("ca.crt", keys.ca_certificate.clone()),
+            ]
+        };
+        for written in 0..=3 {
+            let (_founder, dir, keys) = joined();
+            let config = config(dir.path());
+            std::fs::create_dir_all(config.pki_dir()).unwrap();
+            for (name, content) in &files(&keys)[..written] {
+                std::fs::write(config.pki_dir().join(name), content).unwrap();
+            }
+            for _ in 0..2 {
+                let pki = Pki::open(&config, SystemTime::now()).unwrap();
+                assert!(pki.shared_keys() == keys, "after {written} files");
+                let file = MemberFile::load(&config.store_dir()).unwrap().unwrap();
+                assert!(file.keys.is_none());
+            }
+        }
+    }
+
+    #[test]
+    fn a_joined_member_never_makes_a_ca() {
+        for lost in ["ca.crt", "ca.key", "sa.key"] {
+            let (_founder, dir, _) = joined();
+            let config = config(dir.path());
+            Pki::open(&config, SystemTime::now()).unwrap();
+            std::fs::remove_file(config.pki_dir().join(lost)).unwrap();
+            let error = Pki::open(&config, SystemTime::now()).err().unwrap().to_string();
+            assert!(error.contains(lost) && error.contains("missing"), "{error}");
+        }
+        let (_founder, dir, _) = joined();
+        let other = tempfile::tempdir().unwrap();
+        Pki::open(&config(other.path()), SystemTime::now()).unwrap();
+        let pki_dir = config(dir.path()).pki_dir();
+        std::fs::create_dir_all(&pki_dir).unwrap();
+        std::fs::copy(config(other.path()).pki_dir().join("ca.crt"), pki_dir.join("ca.crt"))
+            .unwrap();
+        let error = Pki::open(&config(dir.path()), SystemTime::now()).err().unwrap().to_string();
+        assert!(error.contains("another cluster"), "{error}");
+    }
+
+    #[test]
+    fn a_peer_certificate_says_which_member_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, now) = (config(dir.path()), SystemTime::now());
+        let name = |id: u32| format!("member-{id}.cluster-2.rkube.internal");
+        let error = peer(&config, &name(1), now).err().unwrap().to_string();
+        assert!(error.contains("ca.crt"), "{error}");
+        let pki = Pki::open(&config, now).unwrap();
+        let certificate = |id, now| {
+            let pair = peer(&config, &name(id), now).unwrap();
+            assert_eq!(pair.ca, pki.ca_pem());
+            pair.own.der().unwrap().0.remove(0)
+        };
+        let first = certificate(1, now);
+        assert_eq!(first, certificate(1, now));
+        let (_, parsed) = X509Certificate::from_der(&first).unwrap();
+        assert_eq!(names_of(&parsed), [name(1)]);
+        let usage = parsed.extended_key_usage().unwrap().unwrap().value;
+        assert!(usage.client_auth && usage.server_auth);
+        let other = certificate(3, now);
+        assert_ne!(first, other);
+        assert_ne!(other, certificate(3, now + 320 * DAY));
+    }
+
+    #[test]
+    fn the_admins_kubeconfig_names_the_other_members() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path());
+        let pki = Pki::open(&config, SystemTime::now()).unwrap();
+        let read = || -> serde_json::Value {
+            let text = std::fs::read_to_string(dir.path().join("admin.kubeconfig")).unwrap();
+            serde_yaml::from_str(&text).unwrap()
+        };
+        assert!(read()["clusters"][0]["cluster"]["extensions"].is_null());
+        let others = ["https://192.0.2.2:6443".to_owned()];
+        pki.write_admin_kubeconfig(&config, &others).unwrap();
+        let extension = &read()["clusters"][0]["cluster"]["extensions"][0];
+        assert_eq!(extension["name"], "rkube.dev/members");
+        assert_eq!(extension["extension"]["servers"], serde_json::json!(others));
+        assert_eq!(read()["users"][0]["name"], "kubernetes-admin");
     }
 
     #[test]

@@ -8,9 +8,14 @@ use crate::authz::{self, Attributes};
 use crate::body::{Body, RequestBody};
 use crate::companions::Companions;
 use crate::config::ApiServerConfig;
+use crate::contact::Contact;
 use crate::context::Cx;
 use crate::discovery::Discovery;
-use crate::health::Check;
+use crate::health::{CATCH_UP, CaughtUp, Check};
+use crate::join::TokenRole;
+use crate::local::LeaderTerm;
+use crate::member_file::{HexId, MemberFile};
+use crate::members::PeerStatuses;
 use crate::metrics::{Flight, FlightLabels, KindLabels, LatencyLabels, Metrics, RequestLabels};
 use crate::negotiate::{self, PLAIN};
 use crate::openapi::OpenApi;
@@ -18,25 +23,34 @@ use crate::pki::{Pki, PkiError};
 use crate::query::Query;
 use crate::request_info::{self, RequestInfo};
 use crate::storage::Storage;
-use crate::{LocalService, bootstrap, connection, expiry, gzip, ids, join, response, rest, tls};
+use crate::{
+    LocalService, bootstrap, connection, gzip, ids, join, leading, member_requests, response, rest,
+    snapshot, store_setup, tls,
+};
 use futures::FutureExt;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use jiff::Timestamp;
 use rkube_api::registry::Registry;
 use rkube_api::schema::Schema;
 use rkube_api::{ApiError, Reason};
+use rkube_store::{Leadership, Store};
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 /// What the version endpoint says.
 pub const GIT_VERSION: &str = concat!("v1.36.0+rkube.", env!("CARGO_PKG_VERSION"));
+
+/// Between two looks for parts of the OpenAPI documents that nobody asks for.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
 
 /// Why an API server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +64,17 @@ pub enum StartError {
     /// An object that every cluster has could not be made.
     #[error("making the cluster's first objects: {0}")]
     Bootstrap(ApiError),
+    /// The member was removed from its cluster.
+    #[error(
+        "this member ({id}) was removed from its cluster and can't come back; to make this machine \
+         a member anew, remove {dir} and join: rkube server --join URL --token TOKEN"
+    )]
+    Removed {
+        /// Its id.
+        id: HexId,
+        /// The data directory.
+        dir: PathBuf,
+    },
     /// The address to listen on.
     #[error("listening on {address}")]
     Listen {
@@ -83,22 +108,33 @@ pub struct ApiServer {
     discovery: Discovery,
     /// The OpenAPI documents.
     pub(crate) openapi: OpenApi,
-    ready: AtomicBool,
+    /// Whether this member hears of a leader.
+    pub(crate) contact: Contact,
+    /// The term while this member leads.
+    terms: watch::Receiver<Option<u64>>,
+    caught_up: CaughtUp,
+    /// How other members are asked, once there is a way.
+    peers: OnceLock<Arc<dyn PeerStatuses>>,
     tasks: TaskTracker,
 }
 
 impl ApiServer {
-    /// Opens the store and the PKI and makes the objects that every cluster has. The server
+    /// Opens the store and the PKI; a member that leads at once makes the objects that every cluster
+    /// has, any other starts without a leader and tells by `/readyz` when it has caught up. The server
     /// answers [`ApiServer::local`] from here on; [`ApiServer::serve`] opens it to the network.
     ///
     /// # Errors
     /// What could not be opened or made.
     pub async fn start(config: ApiServerConfig) -> Result<Arc<Self>, StartError> {
         // The store's lock comes first: a second server must not touch the first one's files.
-        let storage = Storage::open(&config).await.map_err(StartError::Store)?;
+        let settings = store_setup::settings(&config)?;
+        let storage = Storage::open(settings).await.map_err(StartError::Store)?;
+        snapshot::remove_leftovers(&config);
         let pki = Pki::open(&config, SystemTime::now())?;
         let registry = rkube_api::registry::builtin();
         let address = crate::pki::authority(config.advertise_address, config.secure_port);
+        let leadership = storage.leadership();
+        let (told, terms) = watch::channel(None);
         let server = Arc::new(ApiServer {
             kubelet_tls: tls::kubelet_client_config(&pki)?,
             tls: tls::ServerTls::new(&pki)?,
@@ -111,15 +147,88 @@ impl ApiServer {
             stopping: CancellationToken::new(),
             discovery: Discovery::new(registry, &address),
             openapi: OpenApi::new(),
-            ready: AtomicBool::new(false),
+            contact: Contact::default(),
+            terms,
+            caught_up: CaughtUp::default(),
+            peers: OnceLock::new(),
             tasks: TaskTracker::new(),
             config,
         });
-        bootstrap::make_first_objects(&server).await.map_err(StartError::Bootstrap)?;
-        server.ready.store(true, Ordering::SeqCst);
-        server.tasks.spawn(bootstrap::keep_namespaces_furnished(Arc::clone(&server)));
-        server.tasks.spawn(expiry::run(Arc::clone(&server)));
+        let leads = leading::term_of(&leadership.borrow());
+        if let Some(term) = leads {
+            // The only member of its cluster, most likely: nobody else would make them.
+            bootstrap::make_first_objects(&server, term).await.map_err(StartError::Bootstrap)?;
+            server.caught_up.catch_up(&server.storage).await;
+        }
+        server.spawn_tasks(leadership, told);
         Ok(server)
+    }
+
+    fn spawn_tasks(
+        self: &Arc<Self>,
+        leadership: watch::Receiver<Leadership>,
+        told: watch::Sender<Option<u64>>,
+    ) {
+        let until_stopped = |work: Pin<Box<dyn Future<Output = ()> + Send>>| {
+            let stopping = self.stopping.clone();
+            self.tasks.spawn(async move {
+                tokio::select! {
+                    () = stopping.cancelled() => {}
+                    () = work => {}
+                }
+            });
+        };
+        until_stopped(Box::pin(leading::tell(leadership, told)));
+        until_stopped(Box::pin(leading::run(Arc::clone(self), self.terms.clone())));
+        let server = Arc::clone(self);
+        until_stopped(Box::pin(async move { server.caught_up.catch_up(&server.storage).await }));
+        let server = Arc::clone(self);
+        until_stopped(Box::pin(async move {
+            server.contact.keep(|| server.storage.leader_contact()).await;
+        }));
+        let server = Arc::clone(self);
+        until_stopped(Box::pin(async move { server.tell_the_admin().await }));
+        let server = Arc::clone(self);
+        until_stopped(Box::pin(async move {
+            loop {
+                tokio::time::sleep(FORGET_EVERY).await;
+                server.openapi.forget_unused();
+            }
+        }));
+    }
+
+    /// Keeps the members in the admin's kubeconfig.
+    async fn tell_the_admin(&self) {
+        let mut told: Vec<String> = Vec::new();
+        loop {
+            let members = self.storage.members();
+            let own = self.storage.identity().member_id;
+            let others = members.iter().filter(|m| m.id != own && !m.info.api_url.is_empty());
+            let others: Vec<String> = others.map(|m| m.info.api_url.clone()).collect();
+            if others != told {
+                match self.pki.write_admin_kubeconfig(&self.config, &others) {
+                    Ok(()) => told = others,
+                    Err(error) => tracing::warn!(%error, "writing the admin's kubeconfig failed"),
+                }
+            }
+            self.storage.members_changed(&members).await;
+        }
+    }
+
+    /// The term of this member whenever it leads: what a leader scope waits for.
+    pub fn terms(&self) -> watch::Receiver<Option<u64>> {
+        self.terms.clone()
+    }
+
+    /// Tells how to ask other members how they are; once.
+    pub fn ask_peers_by(&self, peers: Arc<dyn PeerStatuses>) {
+        if self.peers.set(peers).is_err() {
+            tracing::warn!("the way to other members was given before");
+        }
+    }
+
+    pub(crate) fn peers(&self) -> Option<&Arc<dyn PeerStatuses>> {
+        self.peers.get()
     }
 
     /// The settings.
@@ -149,7 +258,7 @@ impl ApiServer {
 
     /// Whether the server takes requests.
     pub fn ready(&self) -> bool {
-        self.ready.load(Ordering::SeqCst)
+        self.caught_up.is_done() && !self.stopping.is_cancelled()
     }
 
     /// A listener on the configured address.
@@ -168,7 +277,6 @@ impl ApiServer {
         let server = Arc::clone(self);
         let watcher = tokio::spawn(async move {
             stop.cancelled().await;
-            server.ready.store(false, Ordering::SeqCst);
             server.stopping.cancel();
         });
         let grace = self.config.shutdown_grace;
@@ -179,7 +287,6 @@ impl ApiServer {
     /// Ends watches and background tasks and closes the store; everything acknowledged is on
     /// disk.
     pub async fn shutdown(&self) {
-        self.ready.store(false, Ordering::SeqCst);
         self.stopping.cancel();
         self.tasks.close();
         if tokio::time::timeout(self.config.shutdown_grace, self.tasks.wait()).await.is_err() {
@@ -188,12 +295,32 @@ impl ApiServer {
         self.storage.shutdown().await;
     }
 
-    /// Makes a join token: what `rkube token create` prints.
+    /// Makes a token with which nodes join.
     ///
     /// # Errors
     /// If it can't be stored.
     pub async fn create_token(self: &Arc<Self>, life: Duration) -> Result<String, ApiError> {
-        join::create_token(self, life, "").await
+        join::create_token(self, life, "", TokenRole::Node).await
+    }
+
+    /// The store, for who carries its frames to the other members.
+    pub fn store(&self) -> &Store {
+        self.storage.store()
+    }
+
+    /// Waits until the store has stopped after a fatal error, for ever if all goes well: the process
+    /// must end then. If the member was removed, its directory says so from now on.
+    pub async fn failed(&self) -> StartError {
+        let error = self.storage.store().failed().await;
+        if !member_requests::is_removal(&error) {
+            return StartError::Store(Box::new(error));
+        }
+        let identity = self.storage.identity();
+        if let Err(error) = MemberFile::mark_removed(&self.config.store_dir(), identity) {
+            tracing::error!(%error, "noting that this member was removed failed");
+        }
+        let (id, dir) = (HexId(identity.member_id), self.config.data_dir.clone());
+        StartError::Removed { id, dir }
     }
 
     /// Answers one request.
@@ -312,24 +439,27 @@ impl ApiServer {
         if info.path == "/rkube/v1/join" {
             return join::answer_join(self, request).await;
         }
+        if info.path == member_requests::PATH {
+            return member_requests::answer_add(self, request).await;
+        }
         let plain_error = |error: &ApiError| response::error(error, PLAIN);
         if !identity.is_authenticated() {
             return plain_error(&unauthorized());
         }
         let selector = query.get("fieldSelector").unwrap_or("");
         let asked = Attributes::of(&info, selector);
-        if let Err(why) = authz::authorize(identity, &asked, &self.storage.graph()) {
-            return plain_error(&authz::forbidden(identity, &asked, &why));
+        if let Err(refusal) = self.authorize(identity, &asked).await {
+            return plain_error(&refusal);
         }
         if !info.is_resource {
-            return self.answer_path(&info, &query, request).await;
+            return self.answer_path(identity, &info, &query, request).await;
         }
         let long = info.is_long_running();
         let (parts, body) = request.into_parts();
         let accepted = accepted_or_plain(&parts.headers);
         let cx =
             match Cx::new(info, identity.clone(), query, parts.headers.clone(), Timestamp::now()) {
-                Ok(cx) => cx,
+                Ok(cx) => cx.in_term(parts.extensions.get::<LeaderTerm>().map(|term| term.0)),
                 Err(error) => return plain_error(&error),
             };
         let work = rest::dispatch(self, &cx, parts, body);
@@ -348,6 +478,18 @@ impl ApiServer {
         response::add_warnings(&mut response, &cx.take_warnings());
         gzip::compress(&mut response, cx.header(header::ACCEPT_ENCODING));
         response
+    }
+
+    /// A refusal that follows from what this member knows rests on the last state.
+    async fn authorize(&self, identity: &Identity, asked: &Attributes<'_>) -> Result<(), ApiError> {
+        if authz::authorize(identity, asked, &self.storage.graph()).is_ok() {
+            return Ok(());
+        }
+        if identity.node_name().is_some() {
+            self.storage.fresh_view().await?;
+        }
+        authz::authorize(identity, asked, &self.storage.graph())
+            .map_err(|why| authz::forbidden(identity, asked, &why))
     }
 
     /// What everybody may ask.
@@ -383,10 +525,7 @@ impl ApiServer {
         ];
         if root == "readyz" {
             let fault = |is: bool, why: &str| is.then(|| why.to_owned());
-            checks.push(Check {
-                name: "bootstrap",
-                fault: fault(!self.ready() && !self.stopping.is_cancelled(), "not finished"),
-            });
+            checks.push(Check { name: CATCH_UP, fault: self.caught_up.fault() });
             checks.push(Check {
                 name: "shutdown",
                 fault: fault(self.stopping.is_cancelled(), "stopping"),
@@ -398,10 +537,15 @@ impl ApiServer {
 
     async fn answer_path(
         self: &Arc<Self>,
+        identity: &Identity,
         info: &RequestInfo,
         query: &Query,
         request: Request<RequestBody>,
     ) -> Response<Body> {
+        if let Some(target) = member_requests::removed(request.method(), &info.path) {
+            let force = query.get("force") == Some("true");
+            return member_requests::answer_remove(self, identity, target, force).await;
+        }
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         match info.path.as_str() {
             "/metrics" if reads => {
@@ -411,6 +555,7 @@ impl ApiServer {
             "/rkube/v1/tokens" if request.method() == Method::POST => {
                 join::answer_create_token(self, request).await
             }
+            snapshot::PATH if request.method() == Method::GET => snapshot::answer(self).await,
             "/" if reads => response::json(
                 StatusCode::OK,
                 &serde_json::json!({"paths": ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]}),

@@ -1,31 +1,39 @@
 //! The store as the server uses it: its errors as refusals, and the rules for nodes as look-ups.
 
 use crate::authz::NodeGraph;
-use crate::config::ApiServerConfig;
 use rkube_api::{ApiError, Reason};
 use rkube_store::{
-    Command, Key, Outcome, Precondition, Scope, Store, StoreConfig, StoreError, View, ViewError,
-    Watch, WatchError, Write,
+    Command, Key, Leadership, Member, MemberChange, Object, Outcome, Precondition, Progress, Scope,
+    Status, Store, StoreConfig, StoreError, View, ViewError, Watch, WatchError, Write,
 };
 use serde_json::Value;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
 
 /// The store.
 #[derive(Clone)]
 pub struct Storage {
     store: Store,
+    leadership: watch::Receiver<Leadership>,
 }
 
 impl Storage {
-    /// Opens the store below the data directory.
+    /// Opens the store.
     ///
     /// # Errors
     /// What the store says.
     pub async fn open(
-        config: &ApiServerConfig,
+        settings: StoreConfig,
     ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        let settings = StoreConfig::new(config.store_dir());
         let store = tokio::task::spawn_blocking(move || Store::open(settings)).await??;
-        Ok(Storage { store })
+        let leadership = store.leadership();
+        Ok(Storage { store, leadership })
+    }
+
+    /// The store itself.
+    pub fn store(&self) -> &Store {
+        &self.store
     }
 
     /// Everything as this member knows it.
@@ -36,7 +44,7 @@ impl Storage {
     /// Everything, with every write that was acknowledged before the call.
     ///
     /// # Errors
-    /// 503 without a leader.
+    /// 503 without a leader, after a while.
     pub async fn fresh_view(&self) -> Result<View, ApiError> {
         self.store.read_barrier().await.map_err(|e| store_error(&e))?;
         Ok(self.store.view())
@@ -52,11 +60,7 @@ impl Storage {
 
     /// Waits until a revision was reached.
     pub async fn reach(&self, revision: u64) {
-        let mut pause = std::time::Duration::from_millis(1);
-        while self.store.view().revision() < revision {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(std::time::Duration::from_millis(50));
-        }
+        self.store.wait_revision(revision).await;
     }
 
     /// All changes of a scope after a revision.
@@ -67,22 +71,88 @@ impl Storage {
         self.store.watch(scope, revision)
     }
 
-    /// Proposes writes under preconditions.
+    /// Proposes writes under preconditions, in a leader's term if one is given.
     ///
     /// # Errors
-    /// 503 and the like if the store can't; a refusal is an outcome, not an error.
+    /// 409 if the term is over, 503 and the like if the store can't; that a precondition does not
+    /// hold is no error.
     pub async fn propose(
         &self,
+        term: Option<u64>,
         preconditions: Vec<Precondition>,
         writes: Vec<Write>,
-    ) -> Result<Outcome, ApiError> {
-        let command =
-            Command { request_id: crate::ids::request_id(), term: None, preconditions, writes };
-        let outcome = self.store.propose(command).await.map_err(|e| store_error(&e))?;
-        if let Outcome::Applied { revision, .. } = &outcome {
-            tracing::Span::current().record("revision", revision);
+    ) -> Result<Settled, ApiError> {
+        if term == Some(0) {
+            // Raft's terms begin at 1, and to the store 0 is no term at all.
+            return Err(term_is_over(0, self.store.status().term));
         }
-        Ok(outcome)
+        let request_id = crate::ids::request_id();
+        let command = Command { request_id, term, preconditions, writes };
+        match self.store.propose(command).await.map_err(|e| write_error(&e))? {
+            Outcome::Applied { revision, objects } => {
+                tracing::Span::current().record("revision", revision);
+                Ok(Settled::Applied(objects))
+            }
+            Outcome::Refused { precondition, current } => {
+                Ok(Settled::Refused { precondition, current })
+            }
+            Outcome::Fenced { term: now } => Err(term_is_over(term.unwrap_or(0), now)),
+        }
+    }
+
+    /// Who leads, now and later.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.clone()
+    }
+
+    /// This member.
+    pub fn identity(&self) -> rkube_store::Identity {
+        self.store.identity()
+    }
+
+    /// The members as applied here, by id.
+    pub fn members(&self) -> Vec<Member> {
+        self.store.members()
+    }
+
+    /// Where the store stands.
+    pub fn status(&self) -> Status {
+        self.store.status()
+    }
+
+    /// How far each member has the log, as the leader knows it; empty elsewhere.
+    pub fn progress(&self) -> Vec<Progress> {
+        self.store.progress()
+    }
+
+    /// Changes the members.
+    ///
+    /// # Errors
+    /// 409 if the change makes no sense, 503 without a leader.
+    pub async fn change_members(&self, change: MemberChange) -> Result<(), ApiError> {
+        self.store.change_members(change).await.map_err(|e| store_error(&e))
+    }
+
+    /// How long ago this member last heard from a leader.
+    pub fn leader_contact(&self) -> Duration {
+        self.store.leader_contact()
+    }
+
+    /// Waits until the members are others than these.
+    pub async fn members_changed(&self, known: &[Member]) {
+        let mut members = self.store.watch_members();
+        if members.wait_for(|members| members != known).await.is_err() {
+            // The store has stopped; nothing changes any more.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// This member's name, or its id if it has none.
+    pub fn own_name(&self) -> String {
+        let id = self.store.identity().member_id;
+        let members = self.store.members();
+        let own = members.into_iter().find(|m| m.id == id);
+        own.map(|m| m.info.name).filter(|n| !n.is_empty()).unwrap_or_else(|| format!("{id:x}"))
     }
 
     /// How many objects a resource has.
@@ -108,18 +178,59 @@ impl Storage {
     }
 }
 
+/// What came of a proposal.
+pub enum Settled {
+    /// It was applied: for each write the object put, or the one removed.
+    Applied(Vec<Option<Arc<Object>>>),
+    /// A precondition did not hold; nothing has changed.
+    Refused {
+        /// Its place among the preconditions.
+        precondition: usize,
+        /// What stands at its key.
+        current: Option<Arc<Object>>,
+    },
+}
+
+/// 503 with a word on when to try again.
+fn unavailable(why: &str) -> ApiError {
+    let mut refusal = ApiError::new(Reason::ServiceUnavailable, why);
+    refusal.retry_after_seconds = Some(1);
+    refusal
+}
+
+fn term_is_over(term: u64, now: u64) -> ApiError {
+    ApiError::new(
+        Reason::Conflict,
+        format!("the leader's term {term} is over, the term is {now} now: nothing was written"),
+    )
+}
+
+/// A failure of what surely changed nothing.
 fn store_error(error: &StoreError) -> ApiError {
     match error {
         StoreError::TooLarge { .. } => ApiError::new(
             Reason::RequestEntityTooLarge,
             format!("etcdserver: request is too large: {error}"),
         ),
-        StoreError::NotLeader { .. } | StoreError::Closed | StoreError::DiskFull { .. } => {
-            let mut refusal = ApiError::new(Reason::ServiceUnavailable, error.to_string());
-            refusal.retry_after_seconds = Some(1);
-            refusal
+        // The store has waited for an election already: who is told so can act on it, instead of a
+        // client that tries again on its own.
+        StoreError::NoQuorum { .. } => ApiError::new(Reason::ServiceUnavailable, error.to_string()),
+        StoreError::Removed | StoreError::Closed | StoreError::DiskFull { .. } => {
+            unavailable(&error.to_string())
         }
+        StoreError::Members(_) => ApiError::new(Reason::Conflict, error.to_string()),
         _ => ApiError::internal(error),
+    }
+}
+
+/// A failure of a write. One whose outcome is unknown must not be repeated blindly, so it has no
+/// word on when to try again.
+fn write_error(error: &StoreError) -> ApiError {
+    match error {
+        StoreError::Unknown => {
+            ApiError::new(Reason::Timeout, format!("etcdserver: request timed out: {error}"))
+        }
+        _ => store_error(error),
     }
 }
 

@@ -5,14 +5,23 @@ use crate::cli::GlobalFlags;
 use crate::error::{Error, Result, Status};
 use crate::io::Io;
 use crate::kubeconfig::{Chosen, Kubeconfig};
+use crate::ways::{Ways, members};
 use bytes::Bytes;
+use futures::stream::BoxStream;
 use futures::{Stream, StreamExt};
 use http::{Method, Request, Response};
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use kube::client::Body;
 use serde_json::{Value, json};
+use std::sync::Arc;
 use std::time::Duration;
+
+/// How long a server may take to be connected to where there is another.
+const NEXT_SERVER: Duration = Duration::from_secs(3);
+/// How often, and after which pause, a watch that broke is taken up again: over an election.
+const RESUMES: u32 = 30;
+const RESUME: Duration = Duration::from_millis(500);
 
 /// Answers as plain JSON.
 pub const JSON: &str = "application/json";
@@ -46,7 +55,7 @@ impl PatchType {
 /// The way to one API server.
 #[derive(Clone)]
 pub struct Http {
-    client: kube::Client,
+    ways: Arc<Ways>,
     io: Io,
     /// `https://127.0.0.1:6443`
     pub server: String,
@@ -60,30 +69,44 @@ impl Http {
     /// Over a client that is there already.
     pub fn new(client: kube::Client, io: Io, server: &str) -> Self {
         let server = server.to_owned();
-        Http { client, io, server, configured: true, verbosity: 0, timeout: None }
+        let ways = Arc::new(Ways::new(vec![client]));
+        Http { ways, io, server, configured: true, verbosity: 0, timeout: None }
     }
 
     /// As kubeconfig and flags say.
     pub async fn connect(config: &Kubeconfig, flags: &GlobalFlags, io: Io) -> Result<Self> {
         let chosen = config.choose(flags)?;
         let configured = chosen.cluster["server"].as_str().is_some_and(|s| !s.is_empty());
-        let kube_config = kube_config(&chosen, flags, configured).await?;
+        let mut kube_config = kube_config(&chosen, flags, configured).await?;
         let server = kube_config.cluster_url.to_string().trim_end_matches('/').to_owned();
-        let client = kube::Client::try_from(kube_config)
-            .map_err(|e| Error::msg(format!("can't make a client for {server}: {}", chain(&e))))?;
+        // A server that the user names is the one that is meant.
+        let others = if flags.server.is_some() { Vec::new() } else { members(&chosen.cluster) };
+        if !others.is_empty() {
+            kube_config.connect_timeout = Some(NEXT_SERVER);
+        }
+        let mut clients = vec![client_of(kube_config.clone())?];
+        for other in others.iter().filter(|other| other.trim_end_matches('/') != server) {
+            let url = other.parse().map_err(|e| {
+                Error::msg(format!("the kubeconfig names a member {other:?}, which is no URL: {e}"))
+            })?;
+            let mut config = kube_config.clone();
+            config.cluster_url = url;
+            clients.push(client_of(config)?);
+        }
+        let ways = Arc::new(Ways::new(clients));
         let timeout = request_timeout(flags)?;
-        Ok(Http { client, io, server, configured, verbosity: flags.verbosity, timeout })
+        Ok(Http { ways, io, server, configured, verbosity: flags.verbosity, timeout })
     }
 
     /// The client itself, for what it does better (exec, port-forward).
     pub fn kube(&self) -> kube::Client {
-        self.client.clone()
+        self.ways.client()
     }
 
     /// Sends one request and gives the answer, refused or not.
     async fn send(&self, request: Request<Body>) -> Result<Response<Body>> {
         let what = format!("{} {}{}", request.method(), self.server, request.uri());
-        let answer = self.client.send(request).await.map_err(|e| self.unreachable(&e))?;
+        let answer = self.ways.send(request).await.map_err(|e| self.unreachable(&e))?;
         if self.verbosity >= 6 {
             self.io.note(format!("{what} {}", answer.status()));
         }
@@ -230,6 +253,23 @@ impl Http {
         }))
     }
 
+    /// A watch that goes on at another server, from its last revision, when its own is gone. `path`
+    /// names no revision; with one server, or without a revision, it ends as the server ends it.
+    pub async fn follow(
+        &self,
+        path: &str,
+        accept: &str,
+        revision: String,
+    ) -> Result<impl Stream<Item = Result<Value>> + use<>> {
+        let (path, accept) = (path.to_owned(), accept.to_owned());
+        let mut follow = Follow { http: self.clone(), path, accept, revision, events: None };
+        follow.open().await?;
+        Ok(futures::stream::unfold(follow, |mut follow| async move {
+            let event = follow.next().await?;
+            Some((event, follow))
+        }))
+    }
+
     /// Upgrades a connection to another protocol.
     pub async fn upgrade(
         &self,
@@ -243,7 +283,7 @@ impl Http {
             .header("x-stream-protocol-version", stream_protocol)
             .body(Body::empty())
             .map_err(|e| Error::msg(format!("invalid request {path:?}: {e}")))?;
-        let answer = self.client.send(request).await.map_err(|e| self.unreachable(&e))?;
+        let answer = self.ways.send(request).await.map_err(|e| self.unreachable(&e))?;
         if answer.status() != http::StatusCode::SWITCHING_PROTOCOLS {
             let code = answer.status();
             let body =
@@ -269,6 +309,10 @@ impl Http {
         let text = chain(e);
         let host = self.server.split("://").last().unwrap_or(&self.server).to_owned();
         let tried = &self.server;
+        let tried = match self.ways.len() {
+            1 => tried.clone(),
+            several => format!("{tried} and {} other members", several - 1),
+        };
         let text = if text.contains("Connection refused") || text.contains("connection refused") {
             let check = if self.configured {
                 "Nothing listens there: is the port right, is the cluster started (`rkube up`)?"
@@ -302,6 +346,76 @@ impl Http {
         };
         Error::Unreachable(text)
     }
+}
+
+fn client_of(mut config: kube::Config) -> Result<kube::Client> {
+    // It would go on for minutes, and repeat a write that may have been done; who types wants to
+    // know why.
+    config.default_retry = false;
+    let server = config.cluster_url.to_string();
+    let server = server.trim_end_matches('/');
+    kube::Client::try_from(config)
+        .map_err(|e| Error::msg(format!("can't make a client for {server}: {}", chain(&e))))
+}
+
+/// A watch that outlives its server.
+struct Follow {
+    http: Http,
+    path: String,
+    accept: String,
+    /// Of the last event.
+    revision: String,
+    events: Option<BoxStream<'static, Result<Value>>>,
+}
+
+impl Follow {
+    async fn open(&mut self) -> Result<()> {
+        let path = match self.revision.as_str() {
+            "" => self.path.clone(),
+            revision => format!("{}&resourceVersion={revision}", self.path),
+        };
+        self.events = Some(self.http.watch(&path, &self.accept).await?.boxed());
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Option<Result<Value>> {
+        let mut tries = 0;
+        loop {
+            let event = match &mut self.events {
+                Some(events) => events.next().await,
+                None => None,
+            };
+            let may_go_on = self.http.ways.len() > 1 && !self.revision.is_empty();
+            match event {
+                Some(Ok(event)) => {
+                    if let Some(revision) = revision_of(&event["object"]) {
+                        self.revision = revision;
+                    }
+                    return Some(Ok(event));
+                }
+                Some(Err(Error::Unreachable(_))) | None if may_go_on => {}
+                end => return end,
+            }
+            self.events = None;
+            match self.open().await {
+                Ok(()) => {}
+                // Between two leaders nobody may answer for a while.
+                Err(e) if tries < RESUMES && is_passing(&e) => tokio::time::sleep(RESUME).await,
+                Err(e) => return Some(Err(e)),
+            }
+            tries += 1;
+        }
+    }
+}
+
+fn is_passing(e: &Error) -> bool {
+    matches!(e, Error::Unreachable(_)) || e.status().is_some_and(|s| s.code == 503)
+}
+
+/// The revision of an object, or of a table of one row.
+fn revision_of(object: &Value) -> Option<String> {
+    let of = |object: &Value| object["metadata"]["resourceVersion"].as_str().map(str::to_owned);
+    of(object).filter(|r| !r.is_empty()).or_else(|| of(&object["rows"][0]["object"]))
 }
 
 /// Why a connection was not upgraded: what the API server says as for any request, or the words

@@ -23,6 +23,7 @@ mod stream;
 mod tar;
 mod terminal;
 mod threeway;
+mod ways;
 
 use context::Context;
 use io::Io;

@@ -7,7 +7,7 @@ use super::node::{AgentSettings, Node};
 use super::process::{OnOurDeath, Process, own_program};
 use super::progress::Progress;
 use super::registry::Registry;
-use crate::cli::UpArgs;
+use crate::cli::{TokenRole, UpArgs};
 use crate::client;
 use anyhow::{Context, Result, bail};
 use futures::StreamExt;
@@ -136,7 +136,7 @@ impl Cluster {
         let client = self.client.clone().context("no control plane")?;
         let settings = AgentSettings {
             server: format!("https://{}:{}", self.names.gateway(), self.args.secure_port),
-            token: client::create_token(&client).await?,
+            token: client::create_token(&client, TokenRole::Node).await?,
             mirrors,
         };
         let host = self.host.as_ref().context("no network")?;

@@ -29,6 +29,7 @@ pub fn command(data: &Path, port: u16) -> Command {
     command
         .args(["server", "--no-agent", "--bind-address", "127.0.0.1"])
         .args(["--advertise-address", "127.0.0.1", "--secure-port", &port.to_string()])
+        .args(["--node-name", "m1", "--peer-port", &free_port().to_string()])
         .arg("--data-dir")
         .arg(data);
     command
@@ -75,6 +76,7 @@ impl Server {
         }
         let kubectl = std::env::var_os("SCENARIO_KUBECTL").unwrap_or_else(|| RKUBECTL.into());
         symlink(kubectl, dir.path().join("bin/rkubectl")).expect("a link");
+        symlink(RKUBE, dir.path().join("bin/rkube")).expect("a link");
         let port = free_port();
         let log = std::fs::File::create(dir.path().join("log")).expect("a log");
         let child = make(&dir.path().join("data"), port)
@@ -131,7 +133,7 @@ impl Server {
         self.dir.path().join("work").display().to_string()
     }
 
-    /// Lets a command find rkubectl and the server.
+    /// Lets a command find rkubectl, rkube and the server.
     pub fn equip(&self, command: &mut Command) {
         let path = std::env::var("PATH").unwrap_or_default();
         command

@@ -4,11 +4,12 @@
 use crate::wire::Wire;
 use rkube_apiserver::{ApiServer, ApiServerConfig, Identity};
 use rkube_controller::{ControllersConfig, Parts};
-use rkube_runtime::{AlwaysLeader, Caches, Health, Metrics, Recorder, SystemClock};
+use rkube_runtime::{Caches, Health, Metrics, Recorder, SystemClock, TermScope};
 use rkube_scheduler::{Scheduler, SchedulerConfig};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -44,11 +45,20 @@ pub struct ControlPlane {
     api: Option<Arc<ApiServer>>,
     controllers: Option<Running>,
     scheduler: Option<Running>,
+    /// The term in which the API server that runs leads.
+    terms: watch::Sender<Option<u64>>,
 }
 
 impl ControlPlane {
     pub fn new(dir: &Path, wire: Arc<Wire>) -> Self {
-        ControlPlane { dir: dir.into(), wire, api: None, controllers: None, scheduler: None }
+        ControlPlane {
+            dir: dir.into(),
+            wire,
+            api: None,
+            controllers: None,
+            scheduler: None,
+            terms: watch::Sender::default(),
+        }
     }
 
     pub async fn start_api(&mut self) {
@@ -58,12 +68,16 @@ impl ControlPlane {
         config.shutdown_grace = Duration::from_secs(5);
         let server = ApiServer::start(config).await.expect("the API server opens its directory");
         self.wire.set_server(Some(server.clone()));
+        let mut terms = server.terms();
+        let term = terms.wait_for(Option::is_some).await.expect("the only member leads");
+        self.terms.send_replace(*term);
         self.api = Some(server);
     }
 
     async fn stop_api(&mut self) {
         if let Some(server) = self.api.take() {
             self.wire.set_server(None);
+            self.terms.send_replace(None);
             server.shutdown().await;
         }
     }
@@ -85,7 +99,7 @@ impl ControlPlane {
                 gone_node_quarantine: Duration::from_millis(500),
                 ..ControllersConfig::default()
             },
-            scope: Arc::new(AlwaysLeader { term: 1 }),
+            scope: Arc::new(TermScope::new(self.terms.subscribe())),
             health: Health::default(),
             metrics: Metrics::default(),
             clock: Arc::new(SystemClock),

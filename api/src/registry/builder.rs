@@ -58,6 +58,14 @@ fn describe(heading: &str) -> &'static str {
         "Object" => "What it is about.",
         "Subobject" => "The part of the object that it is about.",
         "Source" => "Who told it.",
+        "Role" => "What the member is to the cluster: leader, voter or learner.",
+        "Term" => "The Raft term that the member is in.",
+        "Applied" => "The last log entry that the member has applied.",
+        "Lag" => "How many log entries the member is behind the newest one known.",
+        "Address" => "Where the member's API server is.",
+        "Peer-Address" => "Where other members reach it.",
+        "Health" => "Ok, or what is wrong, as the member that was asked sees it.",
+        "Id" => "The member's Raft id, in hexadecimal.",
         "Message" => "What happened.",
         "Count" => "How often it happened.",
         _ => "",
@@ -85,6 +93,7 @@ pub(super) fn define(group: &str, version: &str, kind: &str, plural: &str) -> Bu
             has_status: false,
             has_generation: false,
             stored_as: None,
+            computed: false,
             strategy: Box::new(super::Plain),
         },
     }
@@ -169,6 +178,13 @@ impl Builder {
     /// `/scale`.
     pub fn scale(self) -> Self {
         self.subresource_of("scale", &["get", "patch", "update"], ("autoscaling", "v1", "Scale"))
+    }
+
+    /// The objects are made on request: there is nothing to create, change or watch.
+    pub fn computed(mut self) -> Self {
+        self.kind.computed = true;
+        self.kind.verbs = owned(&["delete", "get", "list"]);
+        self
     }
 
     /// The objects are kept in the form of another kind.

@@ -12,6 +12,7 @@ mod endpoint_slice;
 mod event;
 mod fault;
 mod index;
+mod member;
 mod metadata;
 mod names;
 mod namespace;
@@ -44,6 +45,7 @@ pub fn builtin() -> &'static Registry {
             config::entries(),
             endpoint_slice::entries(),
             event::entries(),
+            member::entries(),
             namespace::entries(),
             node::entries(),
             pod::entries(),
@@ -167,6 +169,8 @@ pub struct Kind {
     pub has_generation: bool,
     /// The objects are kept in another kind's form, which this one is a view of.
     pub stored_as: Option<Conversion>,
+    /// The objects are never kept: the server makes them on request from what it knows.
+    pub computed: bool,
     /// The rules.
     pub strategy: Box<dyn Strategy>,
 }

@@ -75,7 +75,8 @@ async fn bind(
     let kind = api.registry.resource("", "v1", "pods").ok_or_else(ApiError::no_route)?;
     let mut info = cx.info.clone();
     info.name = name.into();
-    let cx = Cx::new(info, cx.identity.clone(), cx.query.clone(), cx.headers.clone(), cx.now)?;
+    let cx = Cx::new(info, cx.identity.clone(), cx.query.clone(), cx.headers.clone(), cx.now)?
+        .in_term(cx.term);
     let dry = cx.dry_run("CreateOptions")?;
     let change = Change { trusted: true, ..Change::plain(Target::Main, "binding", dry) };
     let conflict = |why: String| ApiError::conflict("", "pods/binding", name, why);

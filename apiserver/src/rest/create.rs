@@ -9,13 +9,14 @@ use crate::context::Cx;
 use crate::ids;
 use crate::negotiate;
 use crate::server::ApiServer;
+use crate::storage::Settled;
 use bytes::Bytes;
 use http::{Response, StatusCode, header};
 use rkube_api::patch::{Writer, managed, track_update};
 use rkube_api::registry::{Kind, bump_generation};
 use rkube_api::schema::{self, TypeId, decode::expect_kind};
 use rkube_api::{ApiError, Cause, GroupVersionKind, Reason};
-use rkube_store::{Key, Object, Outcome, Precondition, Write};
+use rkube_store::{Key, Object, Precondition, Write};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -131,7 +132,7 @@ pub async fn create_value(
         }
         let key = key_of(kind, &cx.info.namespace, metadata::name(&value));
         if dry {
-            dry_checks(api, kind, &key)?;
+            dry_checks(api, kind, &key).await?;
             managed::unpack(&mut value);
             return Ok(Created::Dry(value));
         }
@@ -141,26 +142,26 @@ pub async fn create_value(
         let fixed = preconditions.len();
         preconditions.extend(wanted);
         let outcome =
-            api.storage.propose(preconditions, vec![Write::Put(key.clone(), new)]).await?;
+            api.storage.propose(cx.term, preconditions, vec![Write::Put(key.clone(), new)]).await?;
         match outcome {
-            Outcome::Applied { objects, .. } => {
+            Settled::Applied(objects) => {
                 let object = objects.into_iter().next().flatten();
                 return object
                     .map(Created::Kept)
                     .ok_or_else(|| ApiError::internal("nothing was written"));
             }
-            Outcome::Refused { precondition: 0, .. } if generated && attempt < ATTEMPTS => {}
-            Outcome::Refused { precondition, .. }
+            Settled::Refused { precondition: 0, .. } if generated && attempt < ATTEMPTS => {}
+            Settled::Refused { precondition, .. }
                 if precondition >= fixed && attempt < ATTEMPTS => {}
-            Outcome::Refused { precondition: 0, .. } => {
+            Settled::Refused { precondition: 0, .. } => {
                 let mut error = ApiError::already_exists(&kind.group, &kind.plural, &key.name);
                 error.retry_after_seconds = generated.then_some(1);
                 return Err(error);
             }
-            Outcome::Refused { precondition, current } if precondition < fixed => {
+            Settled::Refused { precondition, current } if precondition < fixed => {
                 return Err(namespace_fault(kind, &key, current.is_some()));
             }
-            Outcome::Refused { .. } => {
+            Settled::Refused { .. } => {
                 return Err(ApiError::conflict(
                     &kind.group,
                     &kind.plural,
@@ -168,7 +169,6 @@ pub async fn create_value(
                     "an address or port was taken in the meantime",
                 ));
             }
-            Outcome::Fenced { .. } => return Err(ApiError::internal("fenced without a term")),
         }
     }
     // The loop above leaves only by returning.
@@ -229,8 +229,8 @@ fn namespace_fault(kind: &Kind, key: &Key, terminating: bool) -> ApiError {
 }
 
 /// What the store would refuse.
-fn dry_checks(api: &ApiServer, kind: &Kind, key: &Key) -> Result<(), ApiError> {
-    let view = api.storage.view();
+async fn dry_checks(api: &ApiServer, kind: &Kind, key: &Key) -> Result<(), ApiError> {
+    let view = api.storage.fresh_view().await?;
     if kind.namespaced {
         let namespace = view.get(&namespace_key(&key.namespace));
         if namespace.as_ref().is_none_or(|n| n.header.terminating) {

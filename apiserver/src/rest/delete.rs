@@ -3,7 +3,7 @@
 use super::metadata;
 use super::object::{key_of, respond, respond_value, value_of};
 use super::options::{ListOptions, Selection};
-use super::update::{is_released, remove, store_at};
+use super::update::{State, is_released, remove, store_at};
 use crate::admission;
 use crate::body::Body;
 use crate::codec;
@@ -44,7 +44,10 @@ pub struct Deletion {
 
 impl Deletion {
     /// From the body, or from the query where there is none.
-    fn parse(api: &ApiServer, cx: &Cx, body: &Bytes) -> Result<Self, ApiError> {
+    ///
+    /// # Errors
+    /// 400 and 422 for what can't be read.
+    pub fn parse(api: &ApiServer, cx: &Cx, body: &Bytes) -> Result<Self, ApiError> {
         let options = if body.is_empty() { Value::Null } else { options_in(api, cx, body)? };
         let query = &cx.query;
         let text =
@@ -94,7 +97,11 @@ impl Deletion {
         Ok(())
     }
 
-    fn check_preconditions(&self, kind: &Kind, object: &Object) -> Result<(), ApiError> {
+    /// Holds an object against the preconditions.
+    ///
+    /// # Errors
+    /// 409 if one does not hold.
+    pub fn check_preconditions(&self, kind: &Kind, object: &Object) -> Result<(), ApiError> {
         let conflict =
             |why: String| Err(ApiError::conflict(&kind.group, &kind.kind, &object.key.name, why));
         if let Some(uid) = self.uid.as_deref().filter(|uid| **uid != *object.header.uid) {
@@ -173,26 +180,35 @@ pub async fn delete_key(
     deletion: &Deletion,
 ) -> Result<Option<Deleted>, ApiError> {
     admission::check_delete(kind, &key.name)?;
+    let mut state = State::known(api);
     for _ in 0..ATTEMPTS {
-        let Some(current) = api.storage.view().get(key) else { return Ok(None) };
-        deletion.check_preconditions(kind, &current)?;
+        let current = state.view().get(key);
+        let fits = current.as_ref().map_or(Ok(()), |o| deletion.check_preconditions(kind, o));
+        let Some(current) = current.filter(|_| fits.is_ok() || state.is_fresh()) else {
+            if state.is_fresh() {
+                return Ok(None);
+            }
+            state.freshen(api).await?;
+            continue;
+        };
+        fits?;
         let mut value = value_of(kind, &current)?;
         let changed = mark(kind, &mut value, deletion, cx.now);
         if deletion.dry {
             return Ok(Some(Deleted::Dry(value)));
         }
         if is_released(kind, &value) {
-            if let Some(object) = remove(api, key, current.revision).await? {
+            if let Some(object) = remove(api, cx, key, current.revision).await? {
                 return Ok(Some(Deleted::Gone(object)));
             }
-            continue;
-        }
-        if !changed {
+        } else if !changed && state.is_fresh() {
             return Ok(Some(Deleted::Terminating(current)));
-        }
-        if let Some(object) = store_at(api, cx, kind, key, &value, current.revision).await? {
+        } else if changed
+            && let Some(object) = store_at(api, cx, kind, key, &value, current.revision).await?
+        {
             return Ok(Some(Deleted::Terminating(object)));
         }
+        state.freshen(api).await?;
     }
     Err(ApiError::modified(&kind.group, &kind.plural, &key.name))
 }

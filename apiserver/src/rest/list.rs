@@ -100,8 +100,22 @@ pub async fn list(
     kind: &Arc<Kind>,
 ) -> Result<Response<Body>, ApiError> {
     let options = ListOptions::parse(kind, cx, false)?;
+    if options.stale {
+        options::warn_stale(api, cx);
+    }
     let scope = options.selection.scope(kind, &cx.info.namespace, None);
-    let page = page(api, kind, &options, &scope).await?;
+    let page = if kind.computed {
+        let all = super::computed::objects(api, cx, kind).await?.into_iter();
+        let selection = &options.selection;
+        Page {
+            objects: all.filter(|o| selection.matches(kind, o)).collect(),
+            revision: api.storage.view().revision(),
+            continue_token: None,
+            remaining: None,
+        }
+    } else {
+        page(api, kind, &options, &scope).await?
+    };
     match cx.accepted.shape {
         Shape::Table => respond_table(cx, kind, page),
         shape => match cx.accepted.encoding {
@@ -124,17 +138,28 @@ async fn page(
     };
     let (revision, after) = Continue::decode(token, scope)?;
     let view = match u64::try_from(revision) {
-        Err(_) => api.storage.fresh_view().await?,
-        Ok(revision) => api.storage.view_at(revision, &scope.resource).await.map_err(|error| {
+        Err(_) => options.latest(api, None).await?,
+        Ok(revision) => page_at(api, revision, scope, &after).await?,
+    };
+    Ok(cut(&view, kind, options, scope, Some(&after)))
+}
+
+/// The state of a first page that another member may have served.
+async fn page_at(
+    api: &ApiServer,
+    revision: u64,
+    scope: &Scope,
+    after: &Key,
+) -> Result<View, ApiError> {
+    options::reached(api, revision).await?;
+    api.storage.view_at(revision, &scope.resource).await.map_err(|error| {
             let mut error = options::view_error(error);
             if error.reason == rkube_api::Reason::Expired {
                 error.message = "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.".into();
-                error.continue_token = Some(Continue::encode(-1, &after));
+                error.continue_token = Some(Continue::encode(-1, after));
             }
             error
-        })?,
-    };
-    Ok(cut(&view, kind, options, scope, Some(&after)))
+        })
 }
 
 /// The page of a state behind `after`.

@@ -1,6 +1,7 @@
 //! REST: from a parsed and authorized request to the kind's handler.
 
 mod binding;
+mod computed;
 mod create;
 mod delete;
 mod eviction;
@@ -89,6 +90,7 @@ pub async fn dispatch(
                 "create" => create::create(api, cx, kind, &body).await,
                 "update" => update::put(api, cx, kind, Target::Main, &body).await,
                 "patch" => patch::patch(api, cx, kind, Target::Main, &body).await,
+                "delete" if kind.computed => computed::delete(api, cx, kind, &body).await,
                 "delete" => delete::delete(api, cx, kind, &body).await,
                 "deletecollection" => delete::delete_collection(api, cx, kind, &body).await,
                 _ => Err(method_not_allowed()),
@@ -182,8 +184,25 @@ pub async fn change_main(
     update::modify_value(api, cx, kind, &change, make).await.map(|_| ())
 }
 
+/// Deletes an object as this server itself; that it is gone already is no fault.
+///
+/// # Errors
+/// As of any deletion.
+pub async fn delete_plainly(
+    api: &Arc<ApiServer>,
+    cx: &Cx,
+    kind: &Kind,
+    key: &rkube_store::Key,
+) -> Result<(), ApiError> {
+    delete::delete_key(api, cx, kind, key, &delete::Deletion::default()).await.map(|_| ())
+}
+
 async fn get(api: &Arc<ApiServer>, cx: &Cx, kind: &Arc<Kind>) -> Result<Response<Body>, ApiError> {
-    let view = options::view_for_read(api, &cx.query).await?;
+    if kind.computed {
+        let object = computed::object(api, cx, kind).await?;
+        return object::respond(api, cx, kind, StatusCode::OK, &object);
+    }
+    let view = options::view_for_read(api, cx).await?;
     let key = key_of(kind, &cx.info.namespace, &cx.info.name);
     let object = view
         .get(&key)

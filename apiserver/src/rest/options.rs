@@ -39,6 +39,8 @@ pub struct ListOptions {
     pub bookmarks: bool,
     /// How long a watch lives.
     pub timeout: Option<Duration>,
+    /// What this member knows will do, however old.
+    pub stale: bool,
 }
 
 /// Which objects of a scope are meant.
@@ -147,6 +149,7 @@ impl ListOptions {
             revision_match: revision_match(query)?,
             send_initial_events: query.flag("sendInitialEvents")?,
             bookmarks: query.flag("allowWatchBookmarks")?.unwrap_or(false),
+            stale: allows_stale(cx)?,
             timeout: query
                 .number("timeoutSeconds")?
                 .filter(|s| *s > 0)
@@ -224,14 +227,21 @@ impl ListOptions {
     /// 410 for a revision that is gone, 504 for one that does not come.
     pub async fn view(&self, api: &ApiServer, resource: &str) -> Result<View, ApiError> {
         match (self.revision, self.revision_match) {
-            (None, _) => api.storage.fresh_view().await,
-            (Some(0), _) => Ok(api.storage.view()),
             (Some(revision), Some(Match::Exact)) => {
-                not_older_than(api, revision).await?;
+                reached(api, revision).await?;
                 api.storage.view_at(revision, resource).await.map_err(view_error)
             }
-            (Some(revision), _) => not_older_than(api, revision).await,
+            (revision, _) => self.latest(api, revision).await,
         }
+    }
+
+    /// The state at `revision` or later: not older than any that a member ever showed, so that a
+    /// client that moves between members never goes back, unless a stale one will do.
+    ///
+    /// # Errors
+    /// 503 without a leader, 504 for a revision that does not come.
+    pub async fn latest(&self, api: &ApiServer, revision: Option<u64>) -> Result<View, ApiError> {
+        latest(api, revision, self.stale).await
     }
 }
 
@@ -272,19 +282,38 @@ fn revision_match(query: &Query) -> Result<Option<Match>, ApiError> {
 ///
 /// # Errors
 /// 504 for a revision that does not come.
-pub async fn view_for_read(api: &ApiServer, query: &Query) -> Result<View, ApiError> {
-    match revision(query)? {
-        None => api.storage.fresh_view().await,
-        Some(0) => Ok(api.storage.view()),
-        Some(revision) => not_older_than(api, revision).await,
+pub async fn view_for_read(api: &ApiServer, cx: &Cx) -> Result<View, ApiError> {
+    let stale = allows_stale(cx)?;
+    if stale {
+        warn_stale(api, cx);
+    }
+    latest(api, revision(&cx.query)?, stale).await
+}
+
+/// Whether the client takes what this member knows, however old (`allowStale=true`).
+fn allows_stale(cx: &Cx) -> Result<bool, ApiError> {
+    Ok(cx.query.flag("allowStale")?.unwrap_or(false))
+}
+
+/// Says what a stale read is worth.
+pub fn warn_stale(api: &ApiServer, cx: &Cx) {
+    let (name, silence) = (api.storage.own_name(), api.storage.leader_contact().as_secs());
+    cx.warn([format!("may be stale: member {name} has heard of no leader for {silence} s")]);
+}
+
+async fn latest(api: &ApiServer, revision: Option<u64>, stale: bool) -> Result<View, ApiError> {
+    let view = if stale { api.storage.view() } else { api.storage.fresh_view().await? };
+    match revision {
+        Some(revision) if view.revision() < revision => reached(api, revision).await,
+        _ => Ok(view),
     }
 }
 
-/// The state at `revision` or later, as soon as it is there.
+/// The state here at `revision` or later, as soon as it is there.
 ///
 /// # Errors
 /// 504 with the cause that clients look for.
-pub async fn not_older_than(api: &ApiServer, revision: u64) -> Result<View, ApiError> {
+pub async fn reached(api: &ApiServer, revision: u64) -> Result<View, ApiError> {
     let waited = tokio::time::timeout(REVISION_WAIT, api.storage.reach(revision)).await;
     let view = api.storage.view();
     if waited.is_ok() && view.revision() >= revision {

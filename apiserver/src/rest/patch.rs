@@ -188,9 +188,13 @@ async fn apply_patch(
         if api.storage.view().get(&key).is_some() {
             let changed = modify_value(api, cx, kind, change, |old| {
                 apply::apply(api.schema, id, Some(old), &config, &writer, force)
-            })
-            .await?;
-            return update::answer(api, cx, kind, changed);
+            });
+            match changed.await {
+                // Gone in the meantime: the next round makes it.
+                Err(error) if error.reason == Reason::NotFound => {}
+                changed => return update::answer(api, cx, kind, changed?),
+            }
+            continue;
         }
         if change.target == Target::Status {
             return Err(ApiError::not_found(&kind.group, &kind.plural, &cx.info.name));

@@ -8,13 +8,14 @@ use crate::body::Body;
 use crate::codec;
 use crate::context::Cx;
 use crate::server::ApiServer;
+use crate::storage::Settled;
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use rkube_api::patch::{Writer, managed, track_update};
 use rkube_api::registry::{Kind, Target, bump_generation};
 use rkube_api::schema;
 use rkube_api::{ApiError, Reason};
-use rkube_store::{Key, Object, Outcome, Precondition, Write};
+use rkube_store::{Key, Object, Precondition, View, Write};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -120,47 +121,121 @@ pub async fn modify_value(
     make: impl Fn(&Value) -> Result<Value, ApiError>,
 ) -> Result<Changed, ApiError> {
     let key = key_of(kind, &cx.info.namespace, &cx.info.name);
+    let mut state = State::known(api);
     for attempt in 1..=ATTEMPTS {
-        let view = api.storage.view();
-        let current = view
-            .get(&key)
-            .ok_or_else(|| ApiError::not_found(&kind.group, &kind.plural, &cx.info.name))?;
-        let old = packed_of(kind, &current)?;
-        let new = make(&old)?;
-        check_lock(kind, &key, &current, &new)?;
-        let prepared = prepare(api, cx, kind, change, new, &old, attempt)?;
-        if change.dry {
-            let mut value = with_revision(prepared.value, current.revision);
-            managed::unpack(&mut value);
-            return Ok(Changed::Dry(value));
-        }
-        if is_released(kind, &prepared.value) {
-            match remove(api, &key, current.revision).await? {
-                Some(object) => return Ok(Changed::Removed(object)),
-                None => continue,
+        let seen = (&key, state.view(), attempt);
+        match try_modify(api, cx, kind, change, seen, &make).await? {
+            Tried::Done(changed) => return Ok(changed),
+            Tried::Seen(answer) => {
+                let seen = state.revision_of(&key);
+                state.freshen(api).await?;
+                if state.revision_of(&key) == seen {
+                    return answer;
+                }
             }
-        }
-        let new = encode(api, kind, &prepared.value, cx.now)?;
-        if is_unchanged(&current, &new) {
-            return Ok(Changed::Kept(current));
-        }
-        let mut preconditions = vec![Precondition::RevisionIs(key.clone(), current.revision)];
-        preconditions.extend(prepared.wanted);
-        let outcome =
-            api.storage.propose(preconditions, vec![Write::Put(key.clone(), new)]).await?;
-        match outcome {
-            Outcome::Applied { objects, .. } => {
-                let object = objects.into_iter().next().flatten();
-                return object
-                    .map(Changed::Kept)
-                    .ok_or_else(|| ApiError::internal("nothing was written"));
-            }
-            // A client that insists on its revision is refused by the look at it in the next round.
-            Outcome::Refused { .. } => {}
-            Outcome::Fenced { .. } => return Err(ApiError::internal("fenced without a term")),
+            Tried::Changed => state.freshen(api).await?,
         }
     }
     Err(ApiError::modified(&kind.group, &kind.plural, &key.name))
+}
+
+/// The state that a write begins with: what this member has applied, which is good enough if the
+/// write then finds it unchanged. An answer that writes nothing needs one that is as new as any
+/// that was ever answered.
+pub struct State {
+    view: View,
+    fresh: bool,
+}
+
+impl State {
+    /// What is known here.
+    pub fn known(api: &ApiServer) -> Self {
+        State { view: api.storage.view(), fresh: false }
+    }
+
+    /// The state.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// When an object in it was last changed; None if there is none.
+    fn revision_of(&self, key: &Key) -> Option<u64> {
+        self.view.get(key).map(|object| object.revision)
+    }
+
+    /// Whether an answer may rest on it alone.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// Brings it up to date.
+    ///
+    /// # Errors
+    /// 503 without a leader.
+    pub async fn freshen(&mut self, api: &ApiServer) -> Result<(), ApiError> {
+        self.view = api.storage.fresh_view().await?;
+        self.fresh = true;
+        Ok(())
+    }
+}
+
+/// What came of one attempt at a change.
+enum Tried {
+    /// It is written.
+    Done(Changed),
+    /// Nothing needs to be or can be written, judging by the state that was given.
+    Seen(Result<Changed, ApiError>),
+    /// The state was not the last one.
+    Changed,
+}
+
+async fn try_modify(
+    api: &Arc<ApiServer>,
+    cx: &Cx,
+    kind: &Kind,
+    change: &Change<'_>,
+    (key, view, attempt): (&Key, &View, usize),
+    make: impl Fn(&Value) -> Result<Value, ApiError>,
+) -> Result<Tried, ApiError> {
+    let decide = || {
+        let current = view
+            .get(key)
+            .ok_or_else(|| ApiError::not_found(&kind.group, &kind.plural, &cx.info.name))?;
+        let old = packed_of(kind, &current)?;
+        let new = make(&old)?;
+        check_lock(kind, key, &current, &new)?;
+        let prepared = prepare(api, cx, kind, change, new, &old, attempt)?;
+        Ok((current, prepared))
+    };
+    let (current, prepared) = match decide() {
+        Ok(decided) => decided,
+        Err(error) => return Ok(Tried::Seen(Err(error))),
+    };
+    if change.dry {
+        let mut value = with_revision(prepared.value, current.revision);
+        managed::unpack(&mut value);
+        return Ok(Tried::Seen(Ok(Changed::Dry(value))));
+    }
+    if is_released(kind, &prepared.value) {
+        let removed = remove(api, cx, key, current.revision).await?;
+        return Ok(removed.map_or(Tried::Changed, |o| Tried::Done(Changed::Removed(o))));
+    }
+    let new = encode(api, kind, &prepared.value, cx.now)?;
+    if is_unchanged(&current, &new) {
+        return Ok(Tried::Seen(Ok(Changed::Kept(current))));
+    }
+    let mut preconditions = vec![Precondition::RevisionIs(key.clone(), current.revision)];
+    preconditions.extend(prepared.wanted);
+    let writes = vec![Write::Put(key.clone(), new)];
+    match api.storage.propose(cx.term, preconditions, writes).await? {
+        Settled::Applied(objects) => {
+            let object = objects.into_iter().next().flatten();
+            let object = object.ok_or_else(|| ApiError::internal("nothing was written"))?;
+            Ok(Tried::Done(Changed::Kept(object)))
+        }
+        // A client that insists on its revision is refused by the look at it in the next round.
+        Settled::Refused { .. } => Ok(Tried::Changed),
+    }
 }
 
 /// Whether a put would change nothing; the expiry of an event alone is no change.
@@ -237,9 +312,7 @@ fn prepare(
         };
         track_update(api.schema, id, Some(old), &mut new, &writer);
     }
-    if attempt == 1 {
-        cx.warn(kind.strategy.warnings(&new));
-    }
+    cx.warn(kind.strategy.warnings(&new));
     Ok(Prepared { value: new, wanted })
 }
 
@@ -257,13 +330,14 @@ pub fn is_released(kind: &Kind, value: &Value) -> bool {
 /// Removes an object at a revision; None if it has changed.
 pub async fn remove(
     api: &ApiServer,
+    cx: &Cx,
     key: &Key,
     revision: u64,
 ) -> Result<Option<Arc<Object>>, ApiError> {
     let preconditions = vec![Precondition::RevisionIs(key.clone(), revision)];
-    match api.storage.propose(preconditions, vec![Write::Delete(key.clone())]).await? {
-        Outcome::Applied { objects, .. } => Ok(objects.into_iter().next().flatten()),
-        _ => Ok(None),
+    match api.storage.propose(cx.term, preconditions, vec![Write::Delete(key.clone())]).await? {
+        Settled::Applied(objects) => Ok(objects.into_iter().next().flatten()),
+        Settled::Refused { .. } => Ok(None),
     }
 }
 
@@ -289,11 +363,9 @@ pub async fn finalize(
     let revision = sent["metadata"]["resourceVersion"].clone();
     let key = key_of(kind, "", &cx.info.name);
     for _ in 0..ATTEMPTS {
-        let current = api
-            .storage
-            .view()
-            .get(&key)
-            .ok_or_else(|| ApiError::not_found("", "namespaces", &cx.info.name))?;
+        let view = api.storage.fresh_view().await?;
+        let current =
+            view.get(&key).ok_or_else(|| ApiError::not_found("", "namespaces", &cx.info.name))?;
         let asked = revision.as_str().unwrap_or("");
         if !asked.is_empty() && asked != current.revision.to_string() {
             return Err(ApiError::modified("", "namespaces", &cx.info.name));
@@ -308,7 +380,7 @@ pub async fn finalize(
             return respond_value(api, cx, kind, StatusCode::OK, &value);
         }
         let object = if is_released(kind, &value) {
-            remove(api, &key, current.revision).await?
+            remove(api, cx, &key, current.revision).await?
         } else {
             store_at(api, cx, kind, &key, &value, current.revision).await?
         };
@@ -330,8 +402,9 @@ pub async fn store_at(
 ) -> Result<Option<Arc<Object>>, ApiError> {
     let new = encode(api, kind, value, cx.now)?;
     let preconditions = vec![Precondition::RevisionIs(key.clone(), revision)];
-    match api.storage.propose(preconditions, vec![Write::Put(key.clone(), new)]).await? {
-        Outcome::Applied { objects, .. } => Ok(objects.into_iter().next().flatten()),
-        _ => Ok(None),
+    let writes = vec![Write::Put(key.clone(), new)];
+    match api.storage.propose(cx.term, preconditions, writes).await? {
+        Settled::Applied(objects) => Ok(objects.into_iter().next().flatten()),
+        Settled::Refused { .. } => Ok(None),
     }
 }

@@ -9,6 +9,7 @@ use super::options::{self, ListOptions, Match};
 use super::table::{self, IncludeObject};
 use crate::body::{Body, BoxError};
 use crate::codec;
+use crate::contact;
 use crate::context::Cx;
 use crate::metrics::{Flight, KindLabels};
 use crate::negotiate::{Accepted, Encoding, Shape};
@@ -57,6 +58,12 @@ pub async fn watch(
     let name = cx.info.named.then_some(cx.info.name.as_str());
     let scope = options.selection.scope(kind, &cx.info.namespace, name);
     let include = table::include_object(cx)?;
+    if options.stale {
+        options::warn_stale(api, cx);
+    } else if api.contact.is_lost() {
+        // It would end at once; another member may do better.
+        api.storage.fresh_view().await?;
+    }
     let start = start(api, kind, &options, &scope).await?;
     let life = options.timeout.unwrap_or_else(|| default_life(api));
     let labels = KindLabels { group: kind.group.clone(), resource: kind.plural.clone() };
@@ -74,6 +81,7 @@ pub async fn watch(
         watch: start.watch,
         options,
         deadline: Instant::now() + life,
+        out_of_touch: api.contact.subscribe(),
         bookmark_at: Instant::now() + first_bookmark(life),
         over: false,
         _flight: Flight::start(api.metrics.long_running.get_or_create_owned(&labels)),
@@ -109,12 +117,10 @@ async fn start(
 ) -> Result<Start, ApiError> {
     let initial_events = options.send_initial_events;
     let view = match (options.revision, initial_events) {
-        (None, _) => api.storage.fresh_view().await?,
-        (Some(0), _) => api.storage.view(),
-        (Some(revision), Some(true)) => options::not_older_than(api, revision).await?,
+        (None | Some(0), _) | (_, Some(true)) => options.latest(api, options.revision).await?,
         (Some(revision), _) => {
             // A client that has seen this revision elsewhere must not be told that it is wrong.
-            options::not_older_than(api, revision).await?;
+            options::reached(api, revision).await?;
             let watch = begin(api, scope, revision)?;
             return Ok(Start { initial: Vec::new(), mark: false, watch, revision });
         }
@@ -159,6 +165,8 @@ struct Stream {
     options: ListOptions,
     deadline: Instant,
     bookmark_at: Instant,
+    /// Turns true when no leader was heard of for too long.
+    out_of_touch: tokio::sync::watch::Receiver<bool>,
     over: bool,
     _flight: Flight,
 }
@@ -177,6 +185,7 @@ impl Stream {
             let batch = tokio::select! {
                 biased;
                 () = api.stopping.cancelled() => return None,
+                () = contact::lost(&mut self.out_of_touch), if !self.options.stale => return None,
                 batch = self.watch.next_batch() => batch,
                 () = tokio::time::sleep_until(self.bookmark_at), if self.options.bookmarks => {
                     self.bookmark_at = self.following_bookmark();

@@ -96,6 +96,27 @@ impl LeaderScope for AlwaysLeader {
     }
 }
 
+/// Leads in a term that somebody else acquired, for components that share one: none of them
+/// outlives it, and none gets it again.
+#[derive(Clone, Debug)]
+pub struct HeldTerm {
+    /// The term.
+    pub number: u64,
+    /// Cancelled at its end.
+    pub lost: CancellationToken,
+}
+
+#[async_trait]
+impl LeaderScope for HeldTerm {
+    async fn acquire(&self) -> Term {
+        if self.lost.is_cancelled() {
+            std::future::pending::<()>().await;
+        }
+        let lost = self.lost.child_token();
+        Term { number: self.number, lost, given_up: None, keeper: None }
+    }
+}
+
 /// Leads while a channel holds a term; a Raft driver feeds it.
 pub struct TermScope(watch::Receiver<Option<u64>>);
 
@@ -353,6 +374,19 @@ mod tests {
         assert!(!seen.expired(&lease("you", "2"), at(15)));
         assert!(!seen.expired(&lease("you", "2"), at(29)));
         assert!(seen.expired(&lease("you", "2"), at(30)));
+    }
+
+    #[tokio::test]
+    async fn a_shared_term_ends_for_all_and_does_not_come_back() {
+        let held = HeldTerm { number: 7, lost: CancellationToken::new() };
+        let (one, other) = (held.acquire().await, held.acquire().await);
+        assert_eq!((one.number, other.number), (7, 7));
+        one.give_up().await;
+        assert!(!other.lost.is_cancelled(), "one component gave up for all");
+        held.lost.cancel();
+        assert!(other.lost.is_cancelled());
+        let again = tokio::time::timeout(Duration::from_millis(20), held.acquire()).await;
+        assert!(again.is_err(), "a term that is over was given out");
     }
 
     #[tokio::test]

@@ -57,8 +57,8 @@ pub async fn run(ctx: &Context, args: &EventsArgs) -> Result<()> {
         return Ok(());
     }
     let joint = if fields.is_empty() { '?' } else { '&' };
-    let path = format!("{scope}{fields}{joint}watch=true&resourceVersion={revision}");
-    let mut news = std::pin::pin!(http.watch(&path, JSON).await?);
+    let path = format!("{scope}{fields}{joint}watch=true");
+    let mut news = std::pin::pin!(http.follow(&path, JSON, revision).await?);
     while let Some(event) = news.next().await {
         let event = event?;
         if event["type"] != "DELETED" && wanted(args, &event["object"]) {

@@ -386,8 +386,8 @@ async fn watch(ctx: &Context, args: &GetArgs, targets: &[Target], format: &Forma
             shown.first(ctx, args, target, format, answer)?;
         }
     }
-    let path = watch_path(args, target, &revision);
-    let mut events = std::pin::pin!(http.watch(&path, accept).await?);
+    let path = watch_path(args, target);
+    let mut events = std::pin::pin!(http.follow(&path, accept, revision).await?);
     while let Some(event) = events.next().await {
         let event = event?;
         if event["type"] != "BOOKMARK" {
@@ -397,7 +397,7 @@ async fn watch(ctx: &Context, args: &GetArgs, targets: &[Target], format: &Forma
     Ok(())
 }
 
-fn watch_path(args: &GetArgs, target: &Target, revision: &str) -> String {
+fn watch_path(args: &GetArgs, target: &Target) -> String {
     let mut select = args.select.clone();
     if !target.name.is_empty() {
         select.field_selector = Some(format!("metadata.name={}", target.name));
@@ -405,11 +405,7 @@ fn watch_path(args: &GetArgs, target: &Target, revision: &str) -> String {
     let list = target.resource.collection(target.namespace.as_deref());
     let query = resource::list_query(Some(&select), 0, "");
     let joint = if query.is_empty() { '?' } else { '&' };
-    let mut path = format!("{list}{query}{joint}watch=true");
-    if !revision.is_empty() {
-        path = format!("{path}&resourceVersion={revision}");
-    }
-    path
+    format!("{list}{query}{joint}watch=true")
 }
 
 /// What a watch has printed so far.
