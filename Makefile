@@ -6,8 +6,10 @@ UP_FLAGS ?=
 # What a node needs, and what the demo's images and registry need.
 PACKAGES := gcc libc6-dev containerd runc containernetworking-plugins iptables nftables iproute2 \
 	docker-registry skopeo umoci busybox-static curl procps
+# What the figures are put beside.
+BENCH_PACKAGES := etcd-server
 
-.PHONY: up build packages images test lint e2e bench clean
+.PHONY: up build packages images test lint e2e soak soak-members bench clean
 
 ## A cluster of three nodes on this machine, until Ctrl-C
 up: packages build images
@@ -38,7 +40,17 @@ lint:
 e2e: packages images
 	cargo test --test e2e
 
+## Three real members, their leader killed, paused and cut off under load: FAULTS of each kind
+FAULTS ?= 100
+soak-members:
+	RKUBE_FAULTS=$(FAULTS) cargo test --test members -- --nocapture 'nothing is lost'
+
+## Simulated clusters under faults for MINUTES (default 10), from SEED on
+soak:
+	cargo run --release -p rkube-store --features sim --example soak -- $(or $(MINUTES),10) $(or $(SEED),1000)
+
 ## Figures, each beside its floor or a peer of the same run
+bench: PACKAGES += $(BENCH_PACKAGES)
 bench: packages build images
 	cargo bench --bench figures
 
