@@ -192,6 +192,10 @@ impl Draft<'_> {
             Some(sandbox) if sandbox.ready => return,
             Some(dead) => {
                 if !self.state.stopped.contains(&dead.id) {
+                    // A start that was under way may yet have come off in it.
+                    if self.state.running().any(|c| c.sandbox == dead.id) {
+                        return;
+                    }
                     let id = dead.id.clone();
                     return self.push(Action::StopSandbox { id });
                 }
@@ -280,7 +284,8 @@ impl Draft<'_> {
         }
     }
 
-    /// Containers that a probe condemns or that were made from another image than the spec's.
+    /// Containers that a probe condemns, that were made from another image than the spec's, or whose
+    /// sandbox has died.
     fn unhealthy(&mut self) {
         let state = self.state;
         let stopping: Vec<_> = state.running().filter_map(|c| self.why_restart(c)).collect();
@@ -300,6 +305,12 @@ impl Draft<'_> {
     ) -> Option<(&'c cri::Container, i64, String)> {
         let (spec, _) = find(&self.state.pod, &container.name)?;
         let name = &container.name;
+        let dead =
+            self.state.sandbox.as_ref().is_some_and(|s| !s.ready && s.id == container.sandbox);
+        if dead {
+            let message = "Pod sandbox changed, it will be killed and re-created.".into();
+            return Some((container, self.grace(), message));
+        }
         let hash = container.annotations.get(super::state::HASH);
         if hash.is_some_and(|hash| *hash != super::start::hash(spec)) {
             let message = format!("Container {name} definition changed, will be restarted");

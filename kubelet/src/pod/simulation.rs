@@ -136,6 +136,18 @@ fn a_dead_sandbox_is_stopped_and_followed_by_the_next_attempt() {
 }
 
 #[test]
+fn what_started_in_a_dying_sandbox_is_stopped_before_it() {
+    let mut state = running();
+    let sandbox = sandbox(0);
+    let started = container("app", 0, ContainerState::Running);
+    state.on_container(Container { sandbox: sandbox.id.clone(), ..started }, at(1));
+    state.on_sandbox(Sandbox { ready: false, ..sandbox });
+    assert_eq!(keys(&state, 1), [format!("stop/app0/{}", at(31).as_second())]);
+    state.on_container(exited("app", 0, 143), at(2));
+    assert_eq!(keys(&state, 2), ["sandbox/stop/s0", "pull/app"]);
+}
+
+#[test]
 fn a_condemned_container_is_stopped_with_its_grace() {
     let probe = json!({"exec": {"command": ["x"]}, "failureThreshold": 1});
     let pod = pod(json!({"terminationGracePeriodSeconds": 7, "containers": [
