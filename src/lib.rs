@@ -31,7 +31,7 @@ pub fn main() -> ExitCode {
     match try_main() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("rkube: {error:#}");
+            eprintln!("rkube: {}", rkube_kubectl::client::chain(&*error));
             ExitCode::FAILURE
         }
     }

@@ -92,7 +92,7 @@ pub struct MemberRequest {
 impl MemberRequest {
     /// Of a server that is about to join.
     pub fn of(config: &ApiServerConfig) -> Self {
-        let MemberInfo { name, peer_address, api_url, version } =
+        let MemberInfo { name, peer_address, api_url, version, .. } =
             crate::store_setup::member_info(config);
         let settings = ClusterSettings::of(config);
         MemberRequest { name, peer_address, api_url, version, settings }
@@ -100,7 +100,8 @@ impl MemberRequest {
 
     fn info(self) -> MemberInfo {
         let MemberRequest { name, peer_address, api_url, version, .. } = self;
-        MemberInfo { name, peer_address, api_url, version }
+        // What it reads it says itself, once it runs.
+        MemberInfo { name, peer_address, api_url, version, level: 0 }
     }
 }
 
@@ -372,6 +373,7 @@ mod tests {
             peer_address: format!("10.0.0.{id}:2380"),
             api_url: format!("https://10.0.0.{id}:6443"),
             version: "0.1.0".into(),
+            ..MemberInfo::default()
         };
         Member { id, role, info }
     }

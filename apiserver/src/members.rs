@@ -211,6 +211,7 @@ mod tests {
             peer_address: format!("192.0.2.{id}:2380"),
             api_url: format!("https://192.0.2.{id}:6443"),
             version: "old".into(),
+            ..MemberInfo::default()
         };
         Member { id, role, info }
     }

@@ -18,6 +18,7 @@ pub fn member_info(config: &ApiServerConfig) -> MemberInfo {
         peer_address: authority(config.advertise_address, config.peer_port),
         api_url: format!("https://{}", authority(config.advertise_address, config.secure_port)),
         version: env!("CARGO_PKG_VERSION").into(),
+        ..MemberInfo::default()
     }
 }
 

@@ -6,7 +6,7 @@
 //! anew.
 
 use crate::cipher::KeySource;
-use crate::codec::{Item, Names, Reader, read_entry};
+use crate::codec::{ENTRY_VERSION, Item, Names, Reader, read_entry};
 use crate::disk::{Disk, RealDisk};
 use crate::error::StoreError;
 use crate::files::{self, Begin, Dirs, OpenConfig, Opened};
@@ -184,7 +184,7 @@ fn reassign(conf_state: &mut ConfState, change: &MemberChange) {
 /// What an entry asks for, be it of its kind or of Raft's.
 fn items_of(entry: &Entry, names: &mut Names) -> Result<Vec<Item>, StoreError> {
     let items = match entry.get_entry_type() {
-        EntryType::EntryNormal => read_entry(&entry.data, names),
+        EntryType::EntryNormal => read_entry(&entry.data, names, ENTRY_VERSION),
         _ if entry.context.is_empty() => Ok(Vec::new()),
         _ => Reader::new(&entry.context).item(names).map(|item| vec![item]),
     };

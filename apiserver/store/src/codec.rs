@@ -16,8 +16,11 @@ use bytes::Bytes;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// The first byte of every log entry with items.
+/// The newest form of log entries that this program reads, and writes once all members read it. The
+/// form is the first byte of every entry with items.
 pub(crate) const ENTRY_VERSION: u8 = 2;
+/// What every member that has not said what it reads is taken for.
+pub(crate) const OLDEST_ENTRY_VERSION: u8 = 2;
 /// Entries of version 1 hold commands alone, without kinds and lengths.
 const FIRST_VERSION: u8 = 1;
 
@@ -158,9 +161,9 @@ pub(crate) fn change_of(item: &[u8]) -> Option<MemberChange> {
 }
 
 /// Adds an item to an entry's data.
-pub(crate) fn put_item(data: &mut Vec<u8>, item: &[u8]) {
+pub(crate) fn put_item(data: &mut Vec<u8>, version: u8, item: &[u8]) {
     if data.is_empty() {
-        data.push(ENTRY_VERSION);
+        data.push(version);
     }
     put_bytes(data, item);
 }
@@ -185,6 +188,7 @@ pub(crate) fn write_info(out: &mut Vec<u8>, info: &MemberInfo) {
     for text in [&info.name, &info.peer_address, &info.api_url, &info.version] {
         put_bytes(out, text.as_bytes());
     }
+    out.push(info.level);
 }
 
 fn write_command_body(out: &mut Vec<u8>, command: &Command) {
@@ -383,7 +387,8 @@ impl<'a> Reader<'a> {
     /// How a member is found.
     pub(crate) fn info(&mut self) -> Read<MemberInfo> {
         let mut text = || self.text().map(str::to_owned);
-        Ok(MemberInfo { name: text()?, peer_address: text()?, api_url: text()?, version: text()? })
+        let (name, peer_address, api_url, version) = (text()?, text()?, text()?, text()?);
+        Ok(MemberInfo { name, peer_address, api_url, version, level: self.u8()? })
     }
 
     fn command(&mut self, request_id: u128, names: &mut Names) -> Read<Command> {
@@ -447,9 +452,10 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The items of a log entry's data; none for the empty entry of a new leader. Whatever is not known
-/// here is an error: a member that skipped it would differ from the others.
-pub(crate) fn read_entry(data: &[u8], names: &mut Names) -> Read<Vec<Item>> {
+/// The items of a log entry's data, of versions up to `newest`; none for the empty entry of a new
+/// leader. Whatever is not known here is an error: a member that skipped it would differ from the
+/// others.
+pub(crate) fn read_entry(data: &[u8], names: &mut Names, newest: u8) -> Read<Vec<Item>> {
     let mut reader = Reader::new(data);
     let mut items = Vec::new();
     if reader.is_empty() {
@@ -464,7 +470,9 @@ pub(crate) fn read_entry(data: &[u8], names: &mut Names) -> Read<Vec<Item>> {
                 let command = reader.command(request_id, names)?;
                 Item::Command { since: u64::MAX, command }
             }
-            ENTRY_VERSION => Reader::new(reader.bytes()?).item(names)?,
+            OLDEST_ENTRY_VERSION.. if version <= newest => {
+                Reader::new(reader.bytes()?).item(names)?
+            }
             version => return Err(CodecError::Version(version)),
         });
     }
@@ -483,7 +491,7 @@ pub(crate) mod tests {
             let mut item = Vec::new();
             write_command(&mut item, command);
             stamp_since(&mut item, since);
-            put_item(&mut data, &item);
+            put_item(&mut data, ENTRY_VERSION, &item);
         }
         data
     }
@@ -541,7 +549,7 @@ pub(crate) mod tests {
                 prop_assert_eq!(request_id(&item), Some(command.request_id));
             }
             let data = entry_data(&commands, 7);
-            let read = read_entry(&data, &mut Names::default());
+            let read = read_entry(&data, &mut Names::default(), ENTRY_VERSION);
             let items = commands.into_iter().map(|command| Item::Command { since: 7, command });
             prop_assert_eq!(read, Ok(items.collect()));
         }
@@ -552,11 +560,12 @@ pub(crate) mod tests {
                 if let (Some(version), Some(first)) = (data.first_mut(), first) {
                     *version = first;
                 }
-                let _ = read_entry(&data, &mut Names::default());
+                let _ = read_entry(&data, &mut Names::default(), ENTRY_VERSION);
             }
             let _ = Reader::new(&data).object(&mut Names::default());
         }
     }
+
     #[test]
     fn a_change_of_members_comes_back_and_what_is_not_known_is_refused() {
         let info = MemberInfo { name: "a".into(), ..MemberInfo::default() };
@@ -567,21 +576,24 @@ pub(crate) mod tests {
             MemberChange::Remove(6),
         ] {
             let mut data = Vec::new();
-            put_item(&mut data, &change_item(9, &change));
+            put_item(&mut data, ENTRY_VERSION, &change_item(9, &change));
             let item = Item::Change { request_id: 9, change };
-            assert_eq!(read_entry(&data, &mut Names::default()), Ok(vec![item]));
+            assert_eq!(read_entry(&data, &mut Names::default(), ENTRY_VERSION), Ok(vec![item]));
         }
         let mut item = change_item(9, &MemberChange::Promote(5));
         item[0] = 99;
         let mut data = Vec::new();
-        put_item(&mut data, &item);
+        put_item(&mut data, ENTRY_VERSION, &item);
         let names = &mut Names::default();
-        assert_eq!(read_entry(&data, names), Err(CodecError::Tag(99)));
-        assert_eq!(read_entry(&[ENTRY_VERSION + 1, 0], names), Err(CodecError::Version(3)));
+        assert_eq!(read_entry(&data, names, ENTRY_VERSION), Err(CodecError::Tag(99)));
+        assert_eq!(
+            read_entry(&[ENTRY_VERSION + 1, 0], names, ENTRY_VERSION),
+            Err(CodecError::Version(3))
+        );
         item.push(0);
         item[0] = ITEM_CHANGE;
         data.clear();
-        put_item(&mut data, &item);
-        assert_eq!(read_entry(&data, names), Err(CodecError::Range));
+        put_item(&mut data, ENTRY_VERSION, &item);
+        assert_eq!(read_entry(&data, names, ENTRY_VERSION), Err(CodecError::Range));
     }
 }

@@ -5,7 +5,7 @@
 //! nothing left. No clock, disk, network, thread or random source is used here, so the same inputs
 //! give the same outputs.
 
-use crate::codec::{Item, Names, read_entry};
+use crate::codec::{ENTRY_VERSION, Item, Names, read_entry};
 use crate::command::Outcome;
 use crate::error::StoreError;
 use crate::event::Event;
@@ -68,6 +68,8 @@ pub(crate) struct Core {
     /// The term that a restart would know.
     persisted_term: u64,
     timeout: ElectionTimeout,
+    /// The newest form of log entries that is read here.
+    newest: u8,
     /// The state that snapshots are sent from.
     outgoing: Option<Arc<Outgoing>>,
     /// A snapshot that was received and is durable, until Raft takes or leaves it.
@@ -160,10 +162,18 @@ impl Core {
             persisted_index: last,
             persisted_term,
             timeout: ElectionTimeout::new(config.nonce),
+            newest: ENTRY_VERSION,
             outgoing: None,
             incoming: None,
             keep_bytes: KEEP_BYTES,
         })
+    }
+
+    /// As a program of another release would be.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn of_release(mut self, newest: u8) -> Self {
+        self.newest = newest;
+        self
     }
 
     /// Keeps so many bytes of applied entries for followers that are behind.
@@ -434,7 +444,8 @@ impl Core {
             }
             _ => return self.apply_conf_change(entry).map_err(fail),
         }
-        let items = read_entry(&entry.data, &mut self.names).map_err(|e| fail(e.to_string()))?;
+        let items = read_entry(&entry.data, &mut self.names, self.newest);
+        let items = items.map_err(|e| fail(e.to_string()))?;
         progress.batches += u64::from(!items.is_empty());
         progress.items += items.len() as u64;
         for item in items {
@@ -522,6 +533,16 @@ impl Core {
 
     pub(crate) fn state(&self) -> &State {
         &self.state
+    }
+
+    /// The form in which entries are written now: no member is sent what it can't read.
+    pub(crate) fn entry_version(&self) -> u8 {
+        self.state.roster.entry_version(&self.conf_state).min(self.newest)
+    }
+
+    /// The newest form of log entries that is read here.
+    pub(crate) fn newest(&self) -> u8 {
+        self.newest
     }
 
     pub(crate) fn conf_state(&self) -> &ConfState {

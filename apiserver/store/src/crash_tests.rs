@@ -8,7 +8,7 @@
 
 use crate::cipher::tests::source;
 use crate::codec::tests::entry_data;
-use crate::codec::{Item, Names, read_entry};
+use crate::codec::{ENTRY_VERSION, Item, Names, read_entry};
 use crate::command::{Command, Write};
 use crate::disk::Disk;
 use crate::disk::sim::{Fault, SimDisk};
@@ -83,7 +83,7 @@ fn entry(index: u64, term: u64) -> Entry {
 
 fn apply(state: &mut State, entry: &Entry) {
     state.begin_entry(entry.index, entry.term, 1 << 40);
-    for item in read_entry(&entry.data, &mut Names::default()).unwrap() {
+    for item in read_entry(&entry.data, &mut Names::default(), ENTRY_VERSION).unwrap() {
         let Item::Command { since, command } = item else { panic!("{item:?}") };
         state.apply(command, since);
     }

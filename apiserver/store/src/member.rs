@@ -40,6 +40,9 @@ pub struct MemberInfo {
     pub api_url: String,
     /// The version of its program.
     pub version: String,
+    /// The newest form of log entries that it reads; 0 if it has not said so yet. The store fills
+    /// it in.
+    pub level: u8,
 }
 
 /// One member, as the log has it.

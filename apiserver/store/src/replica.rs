@@ -138,7 +138,8 @@ pub(crate) enum Effect<T> {
 }
 
 impl<T> Replica<T> {
-    pub(crate) fn new(core: Core, config: ReplicaConfig) -> Self {
+    pub(crate) fn new(core: Core, mut config: ReplicaConfig) -> Self {
+        config.info.level = core.newest();
         let reads = Reads::new(config.nonce);
         Self {
             core,
@@ -563,7 +564,8 @@ impl<T> Replica<T> {
             return self.effects.push_back(Effect::Prepare);
         }
         let mut data = Vec::with_capacity(bytes);
-        self.queue.items.iter().take(count).for_each(|item| put_item(&mut data, item));
+        let version = self.core.entry_version();
+        self.queue.items.iter().take(count).for_each(|item| put_item(&mut data, version, item));
         // Refused if too much is uncommitted or the leadership is being handed over: it stays.
         if self.core.propose(data).is_ok() {
             self.queue.items.drain(..count);

@@ -3,7 +3,7 @@
 //! Which of them vote stands in Raft's conf state. Both change with the same log entry, and there
 //! is no other list, so the two can't tell different stories (etcd 20967).
 
-use crate::codec::{Reader, put_count, put_u64, write_info};
+use crate::codec::{OLDEST_ENTRY_VERSION, Reader, put_count, put_u64, write_info};
 use crate::member::{Member, MemberChange, MemberInfo, Role};
 use raft::eraftpb::ConfState;
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +25,13 @@ impl Roster {
             all.map(|(id, role)| Member { id, role, info: info(id) }).collect();
         members.sort_by_key(|member| member.id);
         members
+    }
+
+    /// The newest form of log entries that all members read.
+    pub(crate) fn entry_version(&self, conf_state: &ConfState) -> u8 {
+        let ids = conf_state.voters.iter().chain(&conf_state.learners);
+        let level = |id| self.infos.get(id).map_or(0, |info| info.level);
+        ids.map(level).min().unwrap_or(0).max(OLDEST_ENTRY_VERSION)
     }
 
     pub(crate) fn info(&self, id: u64) -> Option<&MemberInfo> {

@@ -6,7 +6,7 @@
 
 use crate::cipher::Cipher;
 use crate::cipher::tests::source;
-use crate::codec::write_command;
+use crate::codec::{ENTRY_VERSION, write_command};
 use crate::command::{Command, Precondition, Write};
 use crate::core::{Core, Outgoing};
 use crate::disk::Disk;
@@ -183,7 +183,10 @@ impl Reference {
 /// The founder tells the log how it is found.
 fn tell(mut state: State) -> State {
     let id = mix::draw(NONCE, 2);
-    let told = MemberChange::Update { id, info: MemberInfo::default() };
+    let told = MemberChange::Update {
+        id,
+        info: MemberInfo { level: ENTRY_VERSION, ..MemberInfo::default() },
+    };
     state.change_members(&told, &ConfState::from((vec![id], vec![]))).unwrap();
     state
 }

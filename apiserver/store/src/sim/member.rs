@@ -3,6 +3,7 @@
 
 use super::plan::Plan;
 use crate::cipher::{Cipher, KeySource};
+use crate::codec::ENTRY_VERSION;
 use crate::core::{Core, Outgoing};
 use crate::disk::Disk as _;
 use crate::disk::sim::{Fault, SimDisk};
@@ -165,7 +166,9 @@ pub(super) fn open(
         snapshot_bytes_per_tick: plan.bytes_per_tick,
         room: opened.wal.room(),
     };
-    let core = Core::new(opened.core)?.keep(plan.keep_bytes);
+    // From some start on each process is one of the next release: a rolling upgrade.
+    let release = ENTRY_VERSION + u8::from(boot >= plan.upgrade);
+    let core = Core::new(opened.core)?.keep(plan.keep_bytes).of_release(release);
     let mut replica = Replica::new(core, config);
     if replica.core().is_only_voter() {
         replica.core_mut().campaign()?;

@@ -62,6 +62,8 @@ pub(super) struct Plan {
     pub(super) faults: Vec<(Fault, &'static str, u64)>,
     /// What goes wrong first, as soon as it can: two for each seed, so that eleven have them all.
     pub(super) first: Vec<(Fault, &'static str)>,
+    /// Processes from this one on are of the next release.
+    pub(super) upgrade: u64,
     /// Mean time between two faults.
     pub(super) trouble_every: u64,
     /// Of a thousand Raft frames; 0 where links are like TCP.
@@ -105,6 +107,7 @@ impl Plan {
         Self {
             faults,
             first,
+            upgrade: if seed.is_multiple_of(2) { random.between(1, 20) } else { u64::MAX },
             trouble_every: random.between(300, 1800) * MS,
             drop,
             twice,

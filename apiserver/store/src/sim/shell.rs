@@ -4,6 +4,7 @@ use super::clients::{Answer, Request};
 use super::member::{self, Process, Said};
 use super::plan::{MS, SECOND};
 use super::{Happening, Input, World};
+use crate::codec::ENTRY_VERSION;
 use crate::error::StoreError;
 use crate::frame::Frame;
 use crate::log_thread::LogTask;
@@ -216,6 +217,10 @@ impl World {
                 self.watch_bounds(id, p);
                 if !p.replica.core().is_alone() {
                     p.replica.tick();
+                    let core = p.replica.core();
+                    if core.is_leader() && core.entry_version() > ENTRY_VERSION {
+                        self.count("entries of the next release");
+                    }
                     if let Some(ticks) = &mut p.closing {
                         *ticks += 1;
                     }
