@@ -297,7 +297,7 @@ impl Core {
         let leader = self.leader();
         let others = self.conf_state.voters.iter().filter(|id| **id != leader && **id < self.id);
         let now = (self.raw.raft.term, self.raw.raft.state);
-        self.timeout.hasten(now, ELECTION_TICKS + 1 + 2 * others.count());
+        self.timeout.hasten(now, ELECTION_TICKS + 1 + 3 * others.count());
         let elapsed = &mut self.raw.raft.election_elapsed;
         *elapsed = (*elapsed).max(ELECTION_TICKS);
     }

@@ -58,8 +58,13 @@ impl World {
         }
         self.note(id, "fault", fault as u64, 0);
         match fault {
-            Fault::Kill => self.kill(id, false),
-            Fault::PowerLoss => self.kill(id, true),
+            Fault::Kill | Fault::PowerLoss => {
+                let power = fault == Fault::PowerLoss;
+                match self.random.permille(500) {
+                    true => drop(self.dying.insert(id, power)),
+                    false => self.kill(id, power),
+                }
+            }
             Fault::AllPowerLoss => working.iter().for_each(|id| self.kill(*id, true)),
             Fault::Stop => {
                 self.at(0, Happening::Input { to: id, boot: 0, input: Input::Stop });
@@ -84,6 +89,21 @@ impl World {
     }
 
     // Processes.
+
+    /// A write begins: if that was to be the end it comes before the write's.
+    pub(super) fn write_begins(&mut self, id: u64, boot: u64) {
+        if let Some(power) = self.dying.remove(&id) {
+            let soon = self.random.below(self.plan.disk.max(2) / 2);
+            self.at(soon, Happening::Die { id, boot, power });
+        }
+    }
+
+    pub(super) fn die(&mut self, id: u64, boot: u64, power: bool) {
+        let process = self.machines.get(&id).and_then(|machine| machine.process.as_ref());
+        if self.healed.is_none() && process.is_some_and(|process| process.boot == boot) {
+            self.kill(id, power);
+        }
+    }
 
     /// The process dies, perhaps in the middle of a write; with the power what was not synced is
     /// lost as well.

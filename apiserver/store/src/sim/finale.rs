@@ -14,6 +14,7 @@ impl World {
     pub(super) fn heal(&mut self) {
         self.note(0, "heal", 0, 0);
         self.healed = Some(self.now);
+        self.dying.clear();
         (self.plan.drop, self.plan.twice, self.plan.overtake) = (0, 0, 0);
         self.net.heal(self.now);
         let ids: Vec<_> = self.machines.keys().copied().collect();

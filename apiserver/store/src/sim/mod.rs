@@ -140,6 +140,11 @@ enum Happening {
         frame: bytes::Bytes,
     },
     Boot(u64),
+    Die {
+        id: u64,
+        boot: u64,
+        power: bool,
+    },
     Resume(u64),
     Ask {
         to: u64,
@@ -192,6 +197,8 @@ struct World {
     base: Instant,
     /// It is being stopped to have a bit flipped.
     flip_next: Option<u64>,
+    /// Who dies in its next write, with the power or without.
+    dying: BTreeMap<u64, bool>,
     healed: Option<u64>,
     quiet: bool,
     ended: bool,
@@ -228,6 +235,7 @@ impl World {
             contexts: BTreeSet::new(),
             base: Instant::now(),
             flip_next: None,
+            dying: BTreeMap::new(),
             healed: None,
             quiet: false,
             ended: false,
@@ -281,6 +289,7 @@ impl World {
             Happening::Input { to, boot, input } => self.input(to, boot, input),
             Happening::Frame { from, to, epoch, frame } => self.arrived(from, to, epoch, frame),
             Happening::Boot(id) => self.boot(id),
+            Happening::Die { id, boot, power } => self.die(id, boot, power),
             Happening::Resume(id) => self.resume(id),
             Happening::Ask { to, token, request } => self.asked(to, token, request),
             Happening::Answer { token, answer } => self.answered(token, answer),

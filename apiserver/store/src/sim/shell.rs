@@ -88,6 +88,7 @@ impl World {
     /// The process is gone: who waits for it and who is connected to it notices.
     pub(super) fn bury(&mut self, id: u64, process: &Process, at_once: bool) {
         self.flip_next.take_if(|next| *next == id);
+        self.dying.remove(&id);
         self.note(id, "end", process.boot, u64::from(at_once));
         let lost: Vec<_> = self
             .calls
@@ -303,6 +304,7 @@ impl World {
         p.log.tasks.push_back(task);
         if p.log.tasks.len() == 1 {
             self.disk_later(id, p.boot, Input::Log);
+            self.write_begins(id, p.boot);
         }
     }
 
