@@ -9,7 +9,7 @@ PACKAGES := gcc libc6-dev containerd runc containernetworking-plugins iptables n
 # What the figures are put beside.
 BENCH_PACKAGES := etcd-server
 
-.PHONY: up build packages images test lint e2e soak soak-members bench clean
+.PHONY: up build packages images test lint e2e soak soak-members mutants bench clean
 
 ## A cluster of three nodes on this machine, until Ctrl-C
 up: packages build images
@@ -48,6 +48,10 @@ soak-members:
 ## Simulated clusters under faults for MINUTES (default 10), from SEED on
 soak:
 	cargo run --release -p rkube-store --features sim --example soak -- $(or $(MINUTES),10) $(or $(SEED),1000)
+
+## Historical bugs put back one at a time: does the simulator find them? See tests/mutants
+mutants:
+	tests/mutants/run
 
 ## Figures, each beside its floor or a peer of the same run
 bench: PACKAGES += $(BENCH_PACKAGES)

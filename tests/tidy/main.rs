@@ -1,4 +1,5 @@
-//! The house rules that a machine can check: who may know whom, and the size of files.
+//! The house rules that a machine can check: who may know whom, the size of files, and that the
+//! mutants still apply.
 
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -107,5 +108,20 @@ fn every_file_says_what_it_is_for() {
     for path in all_sources() {
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("//!"), "{} does not begin with //!", path.display());
+    }
+}
+
+#[test]
+fn every_mutant_names_its_bug_and_applies() {
+    let folder = std::fs::read_dir(root().join("tests/mutants")).expect("the mutants").flatten();
+    let patches = folder.map(|entry| entry.path());
+    let patches: Vec<_> = patches.filter(|p| p.extension().is_some_and(|e| e == "patch")).collect();
+    assert!(patches.len() >= 20, "the mutants are not where they should be");
+    for path in patches {
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("Upstream: "), "{} names no bug", path.display());
+        let mut git = Command::new("git");
+        let check = git.args(["apply", "--check"]).arg(&path).current_dir(root()).status();
+        assert!(check.expect("git").success(), "{} does not apply", path.display());
     }
 }

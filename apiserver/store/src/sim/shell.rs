@@ -160,6 +160,7 @@ impl World {
         match outcome {
             Ok(Then::Goes) if !process.is_finished() => {
                 self.begin_snapshot(id, &mut process);
+                self.watch_log(id, &process);
                 if let Some(machine) = self.machines.get_mut(&id) {
                     machine.process = Some(process);
                 }
@@ -407,6 +408,15 @@ impl World {
         // The log thread's queue has room for so many, and the driver must not wait for it.
         if waiting > 3000 || tasks > 1000 {
             self.fail(id, &format!("{waiting} things and {tasks} tasks of the log wait in it"));
+        }
+    }
+
+    /// Whatever went wrong with the last snapshot, the next one is begun in time.
+    fn watch_log(&self, id: u64, p: &Process) {
+        let behind = p.log_bytes.since_snapshot;
+        let works = p.snapshot.is_some() || p.closing.is_some();
+        if !works && behind >= self.plan.snapshot_every {
+            self.fail(id, &format!("no snapshot is in work, with {behind} bytes on disk behind"));
         }
     }
 

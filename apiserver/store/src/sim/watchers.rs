@@ -1,13 +1,14 @@
 //! Watchers: each follows a scope at some member, goes on at another one, and must get exactly
 //! the history from where it began.
 
-use super::check::number;
+use super::check::{Change, number};
 use super::plan::MS;
 use super::{Happening, World};
 use crate::error::WatchError;
-use crate::event::EventKind;
+use crate::event::{Event, EventKind};
 use crate::object::{Key, Scope};
 use crate::watch::Watch;
+use std::sync::Arc;
 
 /// One watcher.
 pub(super) struct Watcher {
@@ -56,6 +57,7 @@ impl World {
         };
         if working.contains(&id) {
             self.deliver(place, id);
+            self.look_at_edge(place, id);
         }
     }
 
@@ -86,27 +88,26 @@ impl World {
     fn deliver(&mut self, place: usize, id: u64) {
         let watcher = &mut self.watchers[place];
         let Some(watch) = &mut watcher.watch else { return };
+        // Asked for while events wait, a bookmark says nothing of them and keeps none back.
+        let early = watch.progress();
         let Ok(events) = watch.try_batch() else {
             (watcher.watch, watcher.on) = (None, None);
             return self.count("lagged watch");
         };
         let bookmark = watch.progress();
         let (after, until) = (watcher.at, events.last().map_or(watcher.at, |e| e.revision));
-        let got = events.iter().map(|event| {
-            let value = (event.kind == EventKind::Put).then(|| number(&event.object));
-            (event.revision, event.object.key.clone(), value)
-        });
-        let got: Vec<_> = got.collect();
+        let got = got(&events);
         let expected = self.check.events(&watcher.scope, after, until);
-        let same = got.len() == expected.len()
-            && got.iter().zip(&expected).all(|((revision, key, value), (at, change))| {
-                revision == at && *key == change.key && *value == change.value
-            });
+        let same = got == expected;
+        let early_ahead = !self.check.events(&watcher.scope, after, early).is_empty();
         let ahead = !self.check.events(&watcher.scope, until, bookmark).is_empty();
         let back = bookmark < watcher.bookmark || bookmark < until;
         watcher.at = until.max(bookmark);
         watcher.bookmark = bookmark;
         let boundary = self.check.head();
+        if early_ahead {
+            self.fail(id, &format!("a bookmark says {early} before {got:?}"));
+        }
         if !same {
             self.fail(id, &format!("a watch from {after} got {got:?}, not {expected:?}"));
         }
@@ -118,4 +119,30 @@ impl World {
             self.note(id, "watched", until, got.len() as u64);
         }
     }
+
+    /// A watch that begins where the member's history does gets all behind it, or is refused: right
+    /// before what was dropped last, and at it.
+    fn look_at_edge(&self, place: usize, id: u64) {
+        let Some(p) = self.machines.get(&id).and_then(|m| m.process.as_ref()) else { return };
+        let scope = &self.watchers[place].scope;
+        let oldest = p.history.complete_since();
+        for from in [oldest.saturating_sub(1), oldest] {
+            let Ok(mut watch) = p.history.watch(scope.clone(), from, p.revision) else { continue };
+            let Ok(events) = watch.try_batch() else { continue };
+            let (got, until) = (got(&events), watch.progress());
+            let expected = self.check.events(scope, from, until);
+            if got != expected {
+                self.fail(id, &format!("a watch opened at {from} got {got:?}, not {expected:?}"));
+            }
+        }
+    }
+}
+
+/// What happened, as the history has it.
+fn got(events: &[Arc<Event>]) -> Vec<(u64, Change)> {
+    let got = events.iter().map(|event| {
+        let value = (event.kind == EventKind::Put).then(|| number(&event.object));
+        (event.revision, Change { key: event.object.key.clone(), value })
+    });
+    got.collect()
 }
