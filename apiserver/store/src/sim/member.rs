@@ -18,7 +18,7 @@ use crate::snapshot::{self, Snapshot};
 use crate::state::State;
 use crate::transfer::Received;
 use crate::upkeep::{LogBytes, may_end, written_bytes};
-use crate::wal::{Room, Wal};
+use crate::wal::{LogWrite, Room, Wal};
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -100,6 +100,9 @@ pub(super) struct Process {
     pub(super) receiving: Receiving,
     pub(super) chunks: VecDeque<Received>,
     pub(super) log_bytes: LogBytes,
+    /// The last entry that its disk has for sure, and those of writes on their way, by number.
+    pub(super) durable: u64,
+    pub(super) writing: VecDeque<(u64, u64)>,
     /// The snapshot in work.
     pub(super) snapshot: Option<Snapshot>,
     /// Of the last revision published.
@@ -169,6 +172,7 @@ pub(super) fn open(
     // From some start on each process is one of the next release: a rolling upgrade.
     let release = ENTRY_VERSION + u8::from(boot >= plan.upgrade);
     let core = Core::new(opened.core)?.keep(plan.keep_bytes).of_release(release);
+    let durable = core.last_index();
     let mut replica = Replica::new(core, config);
     if replica.core().is_only_voter() {
         replica.core_mut().campaign()?;
@@ -192,6 +196,8 @@ pub(super) fn open(
         receiving: Receiving { place, receiver: None },
         chunks: VecDeque::new(),
         log_bytes,
+        durable,
+        writing: VecDeque::new(),
         snapshot: None,
         revision,
         closing: None,
@@ -213,6 +219,17 @@ impl Process {
         let Outgoing { state, conf_state } = self.replica.core().export();
         self.snapshot = Some(Snapshot { state, conf_state, identity: self.identity });
         true
+    }
+
+    /// A write is on its way to the disk; what it replaces does not count any more.
+    pub(super) fn writes(&mut self, write: &LogWrite) {
+        if let Some(reset) = &write.reset {
+            (self.durable, self.writing) = (reset.index, VecDeque::new());
+        }
+        if let [first, ..] = write.entries.as_slice() {
+            self.durable = self.durable.min(first.index - 1);
+            self.writing.extend(write.entries.last().map(|last| (write.number, last.index)));
+        }
     }
 
     /// Writes the snapshot in work and removes those before it.

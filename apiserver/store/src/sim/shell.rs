@@ -315,6 +315,9 @@ impl World {
             match said {
                 Said::Persisted { number, room } => {
                     self.note(id, "persisted", number, room.current);
+                    while let Some((_, last)) = p.writing.pop_front_if(|(n, _)| *n <= number) {
+                        p.durable = last;
+                    }
                     p.replica.persisted(number, room);
                 }
                 Said::Prepared(prepared) => {
@@ -364,6 +367,7 @@ impl World {
                 Effect::Send(to, frame) => self.send(id, p, to, frame),
                 Effect::Write(write) => {
                     p.log_bytes.grow(&write.entries);
+                    p.writes(&write);
                     let (number, entries) = (write.number, write.entries.len() as u64);
                     self.note(id, "write", number, entries);
                     self.log_task(id, p, LogTask::Append(Box::new(write)));
@@ -453,6 +457,10 @@ impl World {
             p.revision = revision;
             let checked = self.check.published(events);
             self.must(id, checked);
+        }
+        let (applied, durable) = (p.replica.state().applied_index, p.durable);
+        if applied > durable {
+            self.fail(id, &format!("it has applied {applied}, its disk has {durable} for sure"));
         }
         self.note(id, "publish", p.revision, p.replica.state().hash);
         let now = self.base + Duration::from_micros(self.now);
